@@ -1,0 +1,1 @@
+//! Allocators: one global sparsity divided over the layers of a network.

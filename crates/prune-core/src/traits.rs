@@ -1,0 +1,219 @@
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+use crate::{
+    Allocation, Budget, ColumnStats, Error, GramAccumulator, LayerId, LayerInfo, Mask, Pattern,
+    Result, Scope, SeedStream, TensorSource,
+};
+
+/// What calibration saw at the input of one layer. Empty for data-free work.
+#[derive(Debug, Clone, Default)]
+pub struct LayerStats {
+    /// Per input channel.
+    pub columns: Option<ColumnStats>,
+    /// `X^T X`.
+    pub gram: Option<GramAccumulator>,
+}
+
+impl LayerStats {
+    /// The column statistics, or the error that says which layer lacks them.
+    ///
+    /// # Errors
+    /// [`Error::NoStatistics`] when there are none or they saw no token.
+    pub fn require_columns(&self, layer: &LayerId, method: &str) -> Result<&ColumnStats> {
+        self.columns.as_ref().filter(|c| c.count() > 0).ok_or_else(|| Error::NoStatistics {
+            layer: layer.to_string(),
+            method: method.to_string(),
+            needed: "column statistics",
+        })
+    }
+}
+
+/// The calibration statistics that a method reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Needs {
+    /// None: data-free.
+    #[default]
+    Nothing,
+    /// [`ColumnStats`].
+    Columns,
+    /// [`GramAccumulator`], and column statistics with it.
+    Gram,
+}
+
+/// Scores every weight of a linear layer; higher is more important.
+///
+/// Scores are finite and not negative.
+pub trait WeightScorer: Send + Sync {
+    /// A short name: `wanda`.
+    fn name(&self) -> &str;
+
+    /// The statistics that [`WeightScorer::score_row`] reads.
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    /// Called once before the rows of a layer are scored; returns a factor per input channel
+    /// (length `in_features`) that is handed to every [`WeightScorer::score_row`].
+    ///
+    /// # Errors
+    /// [`Error::NoStatistics`], [`Error::Shape`].
+    fn prepare(&self, target: &Target<'_>, weight: ArrayView2<'_, f32>, stats: &LayerStats)
+    -> Result<Vec<f32>>;
+
+    /// Writes the scores of one row into `scores` (same length). `weights` is row `row` of the
+    /// layer, `factors` what [`WeightScorer::prepare`] returned.
+    fn score_row(&self, row: usize, weights: &[f32], factors: &[f32], scores: &mut [f32]);
+}
+
+/// What a pruner has to do to one layer.
+#[derive(Debug, Clone)]
+pub struct Target<'a> {
+    /// The layer, for errors and for the random stream.
+    pub layer: &'a LayerId,
+    /// The shape of what goes.
+    pub pattern: Pattern,
+    /// What competes with what.
+    pub scope: Scope,
+    /// How many weights go; exact. For N:M it must be `(m - n) / m` of all weights.
+    pub remove: usize,
+    /// The layer's own random numbers.
+    pub stream: SeedStream,
+}
+
+/// What a pruner did.
+#[derive(Debug, Clone)]
+pub struct Pruned {
+    /// The weights that were kept.
+    pub mask: Mask,
+}
+
+/// Removes weights of one layer in place; may change those that stay.
+pub trait Pruner: Send + Sync {
+    /// A short name: `wanda`.
+    fn name(&self) -> &str;
+
+    /// The statistics that [`Pruner::prune`] reads.
+    fn needs(&self) -> Needs;
+
+    /// Whether the pruner can do this pattern at this scope.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] saying what to use instead.
+    fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()>;
+
+    /// Prunes `weight` (`out_features x in_features`) to `target` and returns the mask. Removed
+    /// weights are `+0.0`. On error the weight is left as it was.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], [`Error::NoStatistics`], [`Error::Shape`], [`Error::PatternShape`],
+    /// [`Error::Unsupported`], [`Error::OutOfRange`].
+    fn prune(
+        &self,
+        weight: ArrayViewMut2<'_, f32>,
+        stats: &LayerStats,
+        target: &Target<'_>,
+    ) -> Result<Pruned>;
+}
+
+/// A layer and its score, as allocators take them.
+#[derive(Debug, Clone)]
+pub struct ScoredLayer {
+    /// The layer.
+    pub info: LayerInfo,
+    /// Its score; the meaning is the allocator's. 0 where the allocator ignores scores.
+    pub score: f64,
+}
+
+/// Divides one budget over layers.
+pub trait Allocator: Send + Sync {
+    /// What each layer is given: kept weights, bits, channels.
+    type Share;
+
+    /// A short name: `erk`.
+    fn name(&self) -> &str;
+
+    /// The share of each layer, in the order of `layers`; the budget is met exactly.
+    ///
+    /// # Errors
+    /// [`Error::Infeasible`], [`Error::OutOfRange`], [`Error::NotFinite`] (naming the layer).
+    fn allocate(&self, layers: &[ScoredLayer], budget: &Budget) -> Result<Allocation<Self::Share>>;
+}
+
+/// A scalar that depends on the weights, by forward passes alone: a calibration loss.
+pub trait Objective {
+    /// The value for these weights.
+    ///
+    /// # Errors
+    /// Whatever reading the weights or running the model gives.
+    fn loss(&mut self, weights: &dyn TensorSource) -> Result<f64>;
+}
+
+/// A transformer that runs one block at a time, with the inputs of its linear layers visible.
+///
+/// Hidden states are `(tokens, width)` matrices of one sample, owned by the caller, so that it
+/// decides where they live. Weights come from the [`TensorSource`] that each call is given: the
+/// same model runs dense and pruned.
+pub trait BlockModel: Send + Sync {
+    /// The linear layers of every block that can be observed, in checkpoint order.
+    fn layers(&self) -> &[LayerInfo];
+
+    /// The number of blocks.
+    fn blocks(&self) -> usize;
+
+    /// The number of token ids: valid ids are `0..vocab_size`.
+    fn vocab_size(&self) -> usize;
+
+    /// Width of the hidden states.
+    fn width(&self) -> usize;
+
+    /// Bytes of f32 weights and scratch that [`BlockModel::load_block`] and a forward pass of
+    /// `tokens` tokens take, for estimates.
+    fn block_bytes(&self, tokens: usize) -> usize;
+
+    /// The hidden states that enter block 0.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a token id outside the vocabulary; [`Error::External`].
+    fn embed(&self, weights: &dyn TensorSource, tokens: &[u32]) -> Result<Array2<f32>>;
+
+    /// Block `index` with its weights in memory.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`], [`Error::Shape`], [`Error::NotFinite`], [`Error::External`].
+    fn load_block(&self, weights: &dyn TensorSource, index: usize) -> Result<Box<dyn Block>>;
+
+    /// What turns the last hidden states into logits, with its weights in memory.
+    ///
+    /// # Errors
+    /// As [`BlockModel::load_block`].
+    fn load_head(&self, weights: &dyn TensorSource) -> Result<Box<dyn Head>>;
+}
+
+/// Is shown the input of linear layers: the layers that share it, and the `(tokens, in_features)`
+/// matrix.
+pub type Observer<'a> = dyn FnMut(&[LayerId], ArrayView2<'_, f32>) -> Result<()> + 'a;
+
+/// One block of a [`BlockModel`], loaded. Deterministic: the same bits for any number of threads.
+pub trait Block: Send + Sync {
+    /// Shows the input of every linear layer to `observer` without computing the block's output
+    /// where that saves work.
+    ///
+    /// # Errors
+    /// What the observer or the framework gives.
+    fn observe(&self, hidden: ArrayView2<'_, f32>, observer: &mut Observer<'_>) -> Result<()>;
+
+    /// The block's output, same shape as `hidden`.
+    ///
+    /// # Errors
+    /// What the framework gives; [`Error::NotFinite`] when the output overflows.
+    fn forward(&self, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>>;
+}
+
+/// The last norm and the output matrix of a [`BlockModel`], loaded.
+pub trait Head: Send + Sync {
+    /// Logits `(tokens, vocab_size)` of hidden states `(tokens, width)`.
+    ///
+    /// # Errors
+    /// What the framework gives.
+    fn logits(&self, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>>;
+}

@@ -1,0 +1,1 @@
+//! Recipe to plan to apply to verify: the compression pipeline.

@@ -1,0 +1,1 @@
+//! Pruners that keep the shape of a weight: magnitude, Wanda, random.
