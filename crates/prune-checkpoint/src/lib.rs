@@ -1,1 +1,55 @@
 //! Model checkpoints as streams of tensors: safetensors and GGUF in, Hugging Face directories out.
+//!
+//! A checkpoint is never whole in memory. [`Checkpoint`] reads headers when it is opened and
+//! fetches tensors, or parts of them, by ranged reads of the files, without memory maps;
+//! [`HfWriter`] puts every tensor in its place as it comes and gives the finished directory its
+//! name at the end. Files are not trusted: lengths, shapes, offsets and names are checked before
+//! they are used, and what is wrong is named in a typed [`Error`].
+//!
+//! ```
+//! use prune_checkpoint::{Checkpoint, HfWriter, WriterOptions};
+//! use prune_core::{TensorSink, TensorSource};
+//! # fn convert(model: &std::path::Path, out: &std::path::Path)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! let source = Checkpoint::open(model)?;
+//! let plan = source.tensors().to_vec();
+//! let origin = Some(source.path().to_path_buf());
+//! let options = WriterOptions { plan, source: origin, ..WriterOptions::default() };
+//! let mut writer = HfWriter::create(out, options)?;
+//! for tensor in source.tensors() {
+//!     writer.write(tensor, &source.read(&tensor.name)?)?;
+//! }
+//! for file in source.auxiliary_files()? {
+//!     writer.copy_file(&file)?;
+//! }
+//! writer.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | what | where |
+//! |---|---|
+//! | a model to read, in any format | [`Checkpoint`], [`Format`] |
+//! | its configuration, tokenizer and other files | [`Checkpoint::config`], [`Checkpoint::tokenizer_json`], [`AuxiliaryFile`], [`Contents`] |
+//! | a model directory to write | [`HfWriter`], [`WriterOptions`] |
+//! | fingerprints of tensors | [`digest`], [`tensor_digest`] |
+//! | what can go wrong | [`Error`], [`Result`] |
+
+mod auxiliary;
+mod checkpoint;
+mod digest;
+mod error;
+mod gguf;
+mod layout;
+mod limits;
+mod positional;
+mod ranged_file;
+mod safetensors;
+mod staging;
+mod writer;
+
+pub use auxiliary::{AuxiliaryFile, Contents};
+pub use checkpoint::{Checkpoint, Format};
+pub use digest::{digest, tensor_digest};
+pub use error::{Error, Result};
+pub use writer::{HfWriter, WriterOptions};

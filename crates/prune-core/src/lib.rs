@@ -5,20 +5,30 @@ mod error;
 mod layer;
 mod mask;
 mod pattern;
+mod score_pruner;
 mod seed;
+mod select;
+mod simd;
+mod sparse;
 mod stats;
 mod tensor;
 mod traits;
 
-pub use allocation::{Allocation, Budget};
+pub use allocation::{Allocation, Budget, round_to_budget, scale_with_cap};
 pub use error::{Error, Result, Violation, check_finite};
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};
 pub use mask::Mask;
 pub use pattern::{Pattern, Scope};
+pub use score_pruner::{ScorePruner, prune_by_score};
 pub use seed::{Seed, SeedStream};
+pub use select::{
+    GlobalSelection, GlobalSelector, ScoreRow, count_to_remove, k_smallest, round_to_pattern,
+    row_share, select, selectable,
+};
+pub use sparse::{Bitmask, Bsr, Csr, Element, NmPacked, SparseMatrix};
 pub use stats::{ColumnStats, GramAccumulator};
 pub use tensor::{DType, TensorInfo, TensorSink, TensorSource, decode_f32, encode_f32};
 pub use traits::{
     Allocator, Block, BlockModel, Head, LayerStats, Needs, Objective, Observer, Pruned, Pruner,
-    ScoredLayer, Target, WeightScorer,
+    RowScorer, ScoredLayer, Target, WeightScorer,
 };

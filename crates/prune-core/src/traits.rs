@@ -40,29 +40,36 @@ pub enum Needs {
     Gram,
 }
 
+/// Writes the scores of one row: `(row, weights, scores)`, where `weights` is row `row` of the
+/// layer and both slices are `in_features` long. The same row always gets the same scores.
+pub type RowScorer = Box<dyn Fn(usize, &[f32], &mut [f32]) + Send + Sync>;
+
 /// Scores every weight of a linear layer; higher is more important.
 ///
-/// Scores are finite and not negative.
+/// Scores are finite; only their order counts, except that blocks and columns of weights are
+/// ranked by the sum of their scores. [`ScorePruner`](crate::ScorePruner) makes a pruner of any
+/// scorer.
 pub trait WeightScorer: Send + Sync {
     /// A short name: `wanda`.
     fn name(&self) -> &str;
 
-    /// The statistics that [`WeightScorer::score_row`] reads.
+    /// The statistics that [`WeightScorer::prepare`] reads.
     fn needs(&self) -> Needs {
         Needs::Nothing
     }
 
-    /// Called once before the rows of a layer are scored; returns a factor per input channel
-    /// (length `in_features`) that is handed to every [`WeightScorer::score_row`].
+    /// Called once a layer: takes what it needs of the weight and the statistics, and returns the
+    /// function that scores the rows. Rows are scored on many threads, in any order, some of them
+    /// more than once.
     ///
     /// # Errors
     /// [`Error::NoStatistics`], [`Error::Shape`].
-    fn prepare(&self, target: &Target<'_>, weight: ArrayView2<'_, f32>, stats: &LayerStats)
-    -> Result<Vec<f32>>;
-
-    /// Writes the scores of one row into `scores` (same length). `weights` is row `row` of the
-    /// layer, `factors` what [`WeightScorer::prepare`] returned.
-    fn score_row(&self, row: usize, weights: &[f32], factors: &[f32], scores: &mut [f32]);
+    fn prepare(
+        &self,
+        target: &Target<'_>,
+        weight: ArrayView2<'_, f32>,
+        stats: &LayerStats,
+    ) -> Result<RowScorer>;
 }
 
 /// What a pruner has to do to one layer.
@@ -122,6 +129,13 @@ pub struct ScoredLayer {
     pub info: LayerInfo,
     /// Its score; the meaning is the allocator's. 0 where the allocator ignores scores.
     pub score: f64,
+}
+
+impl From<LayerInfo> for ScoredLayer {
+    /// A layer of score 0, for allocators that ignore scores.
+    fn from(info: LayerInfo) -> Self {
+        Self { info, score: 0.0 }
+    }
 }
 
 /// Divides one budget over layers.

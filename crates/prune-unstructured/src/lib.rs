@@ -1,1 +1,47 @@
 //! Pruners that keep the shape of a weight: magnitude, Wanda, random.
+//!
+//! Each removes an exact number of weights of one layer, in place and without touching the others:
+//! by row, by layer, in N:M groups, in blocks or in whole columns
+//! ([`select`](prune_core::select) defines each). What differs is the score of a weight.
+//!
+//! ```
+//! use ndarray::array;
+//! use prune_core::{ColumnStats, LayerId, LayerStats, Pattern, Scope, Seed, Target};
+//!
+//! let mut weight = array![[1.0, -2.0, 3.0, 0.5], [4.0, 1.0, -1.0, 2.0]];
+//! let mut columns = ColumnStats::new(4);
+//! columns.update("x", array![[9.0, 1.0, 1.0, 9.0]].view())?;
+//! let stats = LayerStats { columns: Some(columns), gram: None };
+//! let layer = LayerId::new("model.layers.0.mlp.up_proj");
+//! let (pattern, scope) = (Pattern::Unstructured, Scope::PerRow);
+//! let stream = Seed::new(0).stream(layer.as_str());
+//! let target = Target { layer: &layer, pattern, scope, remove: 4, stream };
+//!
+//! let wanda = prune_unstructured::pruner("wanda").expect("it is in the list");
+//! let pruned = wanda.prune(weight.view_mut(), &stats, &target)?;
+//! assert_eq!(weight, array![[1.0, 0.0, 0.0, 0.5], [4.0, 0.0, 0.0, 2.0]]);
+//! assert_eq!(pruned.mask.kept_per_row(), [2, 2]);
+//! # Ok::<(), prune_core::Error>(())
+//! ```
+//!
+//! | | score of a weight | needs |
+//! |---|---|---|
+//! | [`Magnitude`] | its absolute value | nothing |
+//! | [`Wanda`] | its absolute value times the norm of its input channel | column statistics |
+//! | [`Random`] | a random number | nothing |
+//!
+//! [`PRUNERS`] lists them and [`pruner`] makes one by name. A score of your own takes one method:
+//! see [`ScorePruner`](prune_core::ScorePruner). Where all layers of a model compete,
+//! [`global_magnitude_counts`] says how many weights each gives up.
+
+mod global;
+mod magnitude;
+mod random;
+mod registry;
+mod wanda;
+
+pub use global::global_magnitude_counts;
+pub use magnitude::Magnitude;
+pub use random::Random;
+pub use registry::{PRUNERS, pruner};
+pub use wanda::Wanda;

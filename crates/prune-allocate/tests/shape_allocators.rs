@@ -1,0 +1,335 @@
+//! Uniform, uniform+, ER and ERK against reference densities, and the laws that they obey.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use approx::assert_abs_diff_eq;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use prune_allocate::{Er, Erk, Uniform, UniformPlus, allocator, allocators};
+use prune_core::{Allocator, Budget, Error, LayerId, LayerInfo, LayerKind, ScoredLayer};
+
+fn layers(shapes: &[&[usize]]) -> Vec<ScoredLayer> {
+    let info = |(i, shape): (usize, &&[usize])| {
+        let kind = if shape.len() == 4 { LayerKind::Conv2d } else { LayerKind::Linear };
+        LayerInfo::from_name(&format!("layer{i}"), kind, shape.to_vec())
+    };
+    shapes.iter().enumerate().map(info).map(ScoredLayer::from).collect()
+}
+
+/// Eight convolutions and a classifier, 75 056 weights.
+fn nine_layers() -> Vec<ScoredLayer> {
+    layers(&[
+        &[16, 3, 3, 3],
+        &[16, 16, 3, 3],
+        &[32, 16, 3, 3],
+        &[32, 16, 1, 1],
+        &[32, 32, 3, 3],
+        &[64, 32, 3, 3],
+        &[64, 32, 1, 1],
+        &[64, 64, 3, 3],
+        &[10, 64],
+    ])
+}
+
+fn mlp() -> Vec<ScoredLayer> {
+    layers(&[&[300, 784], &[100, 300], &[10, 100]])
+}
+
+/// The 22 weights of ResNet-20 for CIFAR-10 with 1x1 shortcuts.
+fn resnet20() -> Vec<ScoredLayer> {
+    let mut shapes: Vec<Vec<usize>> = vec![vec![16, 3, 3, 3]];
+    let conv = |o: usize, i: usize, k: usize| vec![o, i, k, k];
+    shapes.extend((0..6).map(|_| conv(16, 16, 3)));
+    for (o, i) in [(32, 16), (64, 32)] {
+        shapes.extend([conv(o, i, 3), conv(o, o, 3), conv(o, i, 1)]);
+        shapes.extend((0..4).map(|_| conv(o, o, 3)));
+    }
+    shapes.push(vec![10, 64]);
+    layers(&shapes.iter().map(Vec::as_slice).collect::<Vec<_>>())
+}
+
+fn keep(density: f64) -> Budget {
+    Budget::sparsity(1.0 - density).unwrap()
+}
+
+fn close(got: &[f64], want: &[f64], epsilon: f64) {
+    assert_eq!(got.len(), want.len());
+    for (g, w) in got.iter().zip(want) {
+        assert_abs_diff_eq!(*g, *w, epsilon = epsilon);
+    }
+}
+
+#[test]
+fn erk_densities_of_nine_layers_match_the_reference() {
+    let cases: [(f64, [f64; 9], f64); 5] = [
+        (
+            0.05,
+            [
+                0.336707, 0.095961, 0.068183, 0.568193, 0.044193, 0.032198, 0.278414, 0.021149,
+                0.672740,
+            ],
+            5.818295,
+        ),
+        (
+            0.1,
+            [0.705730, 0.201133, 0.142910, 1.0, 0.092627, 0.067485, 0.583550, 0.044329, 1.0],
+            12.195010,
+        ),
+        (0.2, [1.0, 0.471552, 0.335050, 1.0, 0.217162, 0.158218, 1.0, 0.103928, 1.0], 28.590955),
+        (0.5, [1.0, 1.0, 1.0, 1.0, 0.669793, 0.487992, 1.0, 0.320544, 1.0], 88.183007),
+        (0.9, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.796398, 1.0], 219.092537),
+    ];
+    for (density, want, scale) in cases {
+        let got = Erk.densities(&nine_layers(), &keep(density)).unwrap();
+        close(&got, &want, 1e-6);
+        // The largest layer is never full: weights over the sum of its shape is the scale.
+        assert_abs_diff_eq!(got[7] * 36864.0 / 134.0, scale, epsilon = 1e-6);
+    }
+}
+
+#[test]
+fn er_densities_of_nine_layers_match_the_reference() {
+    let cases = [
+        (
+            0.05,
+            [
+                0.401374, 0.126750, 0.095062, 0.095062, 0.063375, 0.047531, 0.047531, 0.031687,
+                0.117243,
+            ],
+        ),
+        (
+            0.1,
+            [
+                0.802747, 0.253499, 0.190124, 0.190124, 0.126750, 0.095062, 0.095062, 0.063375,
+                0.234487,
+            ],
+        ),
+        (
+            0.2,
+            [1.0, 0.516261, 0.387195, 0.387195, 0.258130, 0.193598, 0.193598, 0.129065, 0.477541],
+        ),
+    ];
+    for (density, want) in cases {
+        close(&Er.densities(&nine_layers(), &keep(density)).unwrap(), &want, 1e-6);
+    }
+}
+
+#[test]
+fn erk_counts_of_nine_layers_match_the_reference() {
+    let counts = |sparsity| -> Vec<usize> {
+        let budget = Budget::sparsity(sparsity).unwrap();
+        let kept = Allocator::allocate(&Erk, &nine_layers(), &budget).unwrap();
+        kept.iter().map(|(_, k)| *k).collect()
+    };
+    assert_eq!(counts(0.9), [305, 463, 659, 512, 854, 1244, 1195, 1634, 640]);
+    assert_eq!(counts(0.5), [432, 2304, 4608, 512, 6173, 8995, 2048, 11816, 640]);
+}
+
+#[test]
+fn erk_densities_of_an_mlp_match_the_reference_and_er() {
+    let cases = [
+        (0.05, [0.038484, 0.111334, 0.918507]),
+        (0.1, [0.079568, 0.230189, 1.0]),
+        (0.3, [0.244915, 0.708535, 1.0]),
+    ];
+    for (density, want) in cases {
+        let got = Erk.densities(&mlp(), &keep(density)).unwrap();
+        close(&got, &want, 1e-6);
+        assert_eq!(got, Er.densities(&mlp(), &keep(density)).unwrap());
+    }
+}
+
+#[test]
+fn erk_densities_of_resnet_20_match_the_reference() {
+    let got = Erk.densities(&resnet20(), &keep(0.05)).unwrap();
+    assert_eq!(got.len(), 22);
+    close(&got[..2], &[0.474768, 0.135309], 1e-6);
+    close(&got[7..10], &[0.096141, 0.062313, 0.801172], 1e-6);
+    close(&got[14..17], &[0.045400, 0.029821, 0.392574], 1e-6);
+    assert_abs_diff_eq!(got[21], 0.948587, epsilon = 1e-6);
+    let got = Erk.densities(&resnet20(), &keep(0.2)).unwrap();
+    let dense: Vec<usize> = (0..22).filter(|&l| got[l] == 1.0).collect();
+    assert_eq!(dense, [0, 9, 16, 21]);
+    // Weights over the sum of the shape of the largest layers.
+    assert_abs_diff_eq!(got[15] * 36864.0 / 134.0, 36.002279, epsilon = 1e-6);
+}
+
+#[test]
+fn uniform_plus_meets_the_budget_that_the_released_code_misses() {
+    let got = UniformPlus.densities(&nine_layers(), &keep(0.1)).unwrap();
+    assert_eq!(got[0], 1.0);
+    close(&got[1..8], &[0.093_879_76; 7], 1e-8);
+    assert_abs_diff_eq!(got[8], 0.2, epsilon = 1e-12);
+    let got = UniformPlus.densities(&nine_layers(), &keep(0.5)).unwrap();
+    close(&got[1..], &[0.497_105_49; 8], 1e-8);
+}
+
+#[test]
+fn uniform_plus_says_when_the_dense_ends_alone_exceed_the_budget() {
+    let e = UniformPlus.densities(&nine_layers(), &keep(0.005)).unwrap_err();
+    assert!(matches!(e, Error::Infeasible(_)), "{e}");
+}
+
+#[test]
+fn every_layer_keeps_one_weight_and_too_many_layers_are_infeasible() {
+    let tiny = layers(&[&[100, 100], &[2, 2], &[3, 1]]);
+    for entry in allocators() {
+        let kept = entry.make().allocate(&tiny, &keep(0.05)).unwrap();
+        assert_eq!(kept.total(), 501);
+        assert!(kept.iter().all(|(_, k)| *k >= 1));
+    }
+    let crowd = layers(&[&[2usize, 2][..]; 30]);
+    for entry in allocators() {
+        assert!(matches!(entry.make().allocate(&crowd, &keep(0.1)), Err(Error::Infeasible(_))));
+    }
+}
+
+#[test]
+fn a_layer_under_the_cap_of_the_budget_is_lifted_to_it() {
+    let budget = Budget::sparsity(0.95).unwrap().with_max_layer_sparsity(0.97).unwrap();
+    let got = Erk.densities(&nine_layers(), &budget).unwrap();
+    let kept: f64 = nine_layers().iter().zip(&got).map(|(l, d)| l.info.numel() as f64 * d).sum();
+    assert_abs_diff_eq!(kept, 0.05 * 75056.0, epsilon = 1e-6);
+    assert!(got.iter().all(|d| *d > 0.03 - 1e-4));
+    // Those that stay above keep the proportions of ERK: sums of shapes 25 and 38.
+    assert_abs_diff_eq!(got[0] * 432.0 / 25.0, got[1] * 2304.0 / 38.0, epsilon = 1e-9);
+}
+
+#[test]
+fn lists_that_are_no_network_are_refused() {
+    let budget = keep(0.5);
+    let twice = [nine_layers().remove(0), nine_layers().remove(0)];
+    let mut tied = nine_layers();
+    tied[8].info.tie = Some(LayerId::new("layer0"));
+    let flat = layers(&[&[4, 4], &[4]]);
+    let huge = layers(&[&[usize::MAX, 2]]);
+    for entry in allocators() {
+        let run = |l: &[ScoredLayer]| entry.make().allocate(l, &budget);
+        assert!(matches!(run(&[]), Err(Error::Infeasible(_))));
+        assert!(run(&twice).unwrap_err().to_string().contains("`layer0` twice"));
+        assert!(run(&tied).unwrap_err().to_string().contains("`layer8`, which shares"));
+        assert!(run(&huge).unwrap_err().to_string().contains("`layer0`"));
+    }
+    assert!(Erk.densities(&flat, &budget).unwrap_err().to_string().contains("`layer1`"));
+    assert!(Er.densities(&flat, &budget).is_err());
+    // The owner of a tied weight is not in the list, so the weight is there once.
+    tied.remove(0);
+    assert!(Erk.densities(&tied, &budget).is_ok());
+}
+
+#[test]
+fn layers_without_weights_keep_none() {
+    let layers = layers(&[&[4, 4], &[0, 7]]);
+    for entry in allocators() {
+        let kept = entry.make().allocate(&layers, &keep(0.5)).unwrap();
+        assert_eq!(kept.iter().map(|(_, k)| *k).collect::<Vec<_>>(), [8, 0], "{}", entry.name);
+    }
+}
+
+#[test]
+fn names_in_the_registry_are_those_of_the_allocators() {
+    for entry in allocators() {
+        assert_eq!(entry.make().name(), entry.name);
+        assert_eq!(allocator(entry.name).unwrap().name(), entry.name);
+        assert!(entry.summary.len() < 100);
+    }
+}
+
+fn arb_network() -> impl Strategy<Value = Vec<ScoredLayer>> {
+    let linear = (1usize..40, 1usize..40).prop_map(|(o, i)| vec![o, i]);
+    let conv = (1usize..20, 1usize..20, 1usize..4).prop_map(|(o, i, k)| vec![o, i, k, k]);
+    vec(prop_oneof![linear, conv], 1..12)
+        .prop_map(|shapes| layers(&shapes.iter().map(Vec::as_slice).collect::<Vec<_>>()))
+}
+
+fn weights(layers: &[ScoredLayer]) -> Vec<f64> {
+    layers.iter().map(|l| l.info.numel() as f64).collect()
+}
+
+proptest! {
+    #[test]
+    fn counts_meet_the_budget_exactly_within_every_layer(
+        network in arb_network(), sparsity in 0.0f64..0.999,
+    ) {
+        let budget = Budget::sparsity(sparsity).unwrap();
+        let sizes: Vec<usize> = network.iter().map(|l| l.info.numel()).collect();
+        let total: usize = sizes.iter().sum();
+        let least: usize = sizes.iter().map(|&n| budget.min_keep(n)).sum();
+        for entry in allocators() {
+            match entry.make().allocate(&network, &budget) {
+                Ok(kept) => {
+                    prop_assert_eq!(kept.total(), budget.keep_total(total));
+                    for ((_, &k), &n) in kept.iter().zip(&sizes) {
+                        prop_assert!(budget.min_keep(n) <= k && k <= n);
+                    }
+                }
+                Err(Error::Infeasible(_)) => prop_assert!(
+                    least > budget.keep_total(total) || entry.name == "uniform+"
+                ),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn counts_are_within_one_and_a_bit_of_the_densities(
+        network in arb_network(), sparsity in 0.0f64..0.9,
+    ) {
+        let budget = Budget::sparsity(sparsity).unwrap().with_min_keep(0);
+        for (kept, densities) in [
+            (Allocator::allocate(&Erk, &network, &budget), Erk.densities(&network, &budget)),
+            (Allocator::allocate(&Er, &network, &budget), Er.densities(&network, &budget)),
+            (
+                Allocator::allocate(&Uniform, &network, &budget),
+                Uniform.densities(&network, &budget),
+            ),
+        ] {
+            let (kept, densities) = (kept.unwrap(), densities.unwrap());
+            for (((_, &k), n), d) in kept.iter().zip(weights(&network)).zip(densities) {
+                // The budget itself is rounded to a whole weight, hence the second weight.
+                prop_assert!((k as f64 - d * n).abs() < 2.0);
+            }
+        }
+    }
+
+    #[test]
+    fn erdos_renyi_densities_obey_their_laws(
+        network in arb_network(), a in 0.02f64..1.0, b in 0.02f64..1.0,
+    ) {
+        let (low, high) = (keep(a.min(b)), keep(a.max(b)));
+        let (low, high) = (low.with_min_keep(0), high.with_min_keep(0));
+        let n = weights(&network);
+        let total: f64 = n.iter().sum();
+        let sparse = Erk.densities(&network, &low).unwrap();
+        let dense = Erk.densities(&network, &high).unwrap();
+        let kept: f64 = sparse.iter().zip(&n).map(|(d, n)| d * n).sum();
+        prop_assert!((kept - low.density() * total).abs() < 1e-9 * total);
+        for l in 0..n.len() {
+            prop_assert!(sparse[l] > 0.0 && sparse[l] <= 1.0);
+            // More budget never means less for a layer, and full layers stay full.
+            prop_assert!(dense[l] >= sparse[l] - 1e-12);
+            prop_assert!(sparse[l] < 1.0 || dense[l] == 1.0);
+        }
+        // Where no bound binds, kept weights are proportional to the sum of the shape.
+        let scale: Vec<f64> = (0..n.len())
+            .filter(|&l| {
+                let least = low.min_keep(network[l].info.numel()) as f64;
+                sparse[l] < 1.0 - 1e-9 && sparse[l] * n[l] > least + 1e-6
+            })
+            .map(|l| sparse[l] * n[l] / network[l].info.shape.iter().sum::<usize>() as f64)
+            .collect();
+        prop_assert!(scale.windows(2).all(|w| (w[0] - w[1]).abs() < 1e-9 * w[0]));
+    }
+
+    #[test]
+    fn the_order_of_layers_does_not_matter_to_densities(
+        network in arb_network(), density in 0.02f64..1.0,
+    ) {
+        let mut reversed = network.clone();
+        reversed.reverse();
+        let forward = Erk.densities(&network, &keep(density)).unwrap();
+        let backward = Erk.densities(&reversed, &keep(density)).unwrap();
+        for (f, b) in forward.iter().zip(backward.iter().rev()) {
+            prop_assert!((f - b).abs() < 1e-12);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use prune_core::{TensorInfo, TensorSink};
+
+use crate::auxiliary::holds_weights;
+use crate::layout::Layout;
+use crate::positional::write_all_at;
+use crate::staging::{LOCK, Staging};
+use crate::{AuxiliaryFile, Contents, Error, Result};
+
+/// What an [`HfWriter`] is going to write, and where it must not.
+///
+/// ```
+/// use prune_checkpoint::WriterOptions;
+/// let options = WriterOptions { overwrite: true, ..WriterOptions::default() };
+/// assert_eq!(options.shard_size, 5_000_000_000);
+/// ```
+#[derive(Debug, Clone)]
+pub struct WriterOptions {
+    /// Every tensor of the output with the dtype and shape that it will have, in any order.
+    pub plan: Vec<TensorInfo>,
+    /// The most bytes of tensors in one file, from 1 on; a larger tensor gets its own file.
+    /// 5 GB by default, as in transformers.
+    pub shard_size: u64,
+    /// Entries for the `__metadata__` of every file, besides `"format": "pt"`.
+    pub metadata: BTreeMap<String, String>,
+    /// Whether a model directory at the output is replaced, once the new one is complete.
+    pub overwrite: bool,
+    /// The checkpoint that is read meanwhile. An output that would be in it or contain it is
+    /// refused.
+    pub source: Option<PathBuf>,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        WriterOptions {
+            plan: Vec::new(),
+            shard_size: 5_000_000_000,
+            metadata: BTreeMap::new(),
+            overwrite: false,
+            source: None,
+        }
+    }
+}
+
+/// Writes a Hugging Face model directory, a tensor at a time and in any order.
+///
+/// The plan fixes headers and offsets before the first byte, so tensors are written in place as
+/// they come and none is held back. The bytes of the output depend on the plan, the shard size and
+/// the tensors alone: not on the order of arrival, nor on how the source was sharded. Tensors are
+/// distributed over the files in natural order of their names (block 2 before block 10); one file
+/// is called `model.safetensors`, several `model-00001-of-00003.safetensors` and so on, with an
+/// index.
+///
+/// Until [`HfWriter::finish`] everything is in the directory `.NAME.prune-partial` beside the
+/// output, which then takes its name. A writer that is dropped before removes it.
+///
+/// ```
+/// use prune_checkpoint::{Checkpoint, HfWriter, WriterOptions};
+/// use prune_core::{DType, TensorInfo, TensorSink, TensorSource};
+///
+/// let directory = tempfile::tempdir()?;
+/// let out = directory.path().join("model");
+/// let plan = ["b", "a"].map(|name| TensorInfo {
+///     name: name.into(),
+///     dtype: DType::U8,
+///     shape: vec![2],
+/// });
+/// let options =
+///     WriterOptions { plan: plan.to_vec(), shard_size: 2, ..WriterOptions::default() };
+/// let mut writer = HfWriter::create(&out, options)?;
+/// writer.write(&plan[0], &[3, 4])?;
+/// writer.write(&plan[1], &[1, 2])?;
+/// writer.add_file("config.json", b"{}")?;
+/// assert!(!out.exists());
+/// writer.finish()?;
+///
+/// let model = Checkpoint::open(&out)?;
+/// assert_eq!(model.shards(), 2);
+/// assert_eq!(model.read("b")?, [3, 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct HfWriter {
+    // First, so that the files are closed when `staging` removes them.
+    files: Vec<File>,
+    staging: Staging,
+    layout: Layout,
+    /// Shard and place in the shard of every tensor that is not written yet or, with `true`, is.
+    places: HashMap<String, (usize, usize, bool)>,
+    added: BTreeSet<String>,
+}
+
+impl HfWriter {
+    /// A writer of the directory `out`, whose parent has to exist.
+    ///
+    /// Creates all weight files at their final sizes (sparse, where the file system can).
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`], [`Error::OutputProtected`], [`Error::OutputInSource`] and
+    /// [`Error::OutputName`] for an `out` that will not do; [`Error::Busy`] when another process
+    /// writes to it; [`Error::Plan`]; [`Error::Io`].
+    pub fn create(out: &Path, options: WriterOptions) -> Result<HfWriter> {
+        let WriterOptions { plan, shard_size, metadata, overwrite, source } = options;
+        let mut all_metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        all_metadata.extend(metadata);
+        let layout = Layout::new(plan, shard_size, &all_metadata)?;
+        let staging = Staging::create(out, source.as_deref(), overwrite)?;
+        let mut files = Vec::with_capacity(layout.shards.len());
+        let mut places = HashMap::new();
+        for (number, shard) in layout.shards.iter().enumerate() {
+            let path = staging.path(&shard.name);
+            let file = File::create_new(&path).map_err(|e| Error::io("create", &path, e))?;
+            file.set_len(shard.size)
+                .and_then(|()| write_all_at(&file, &shard.head, 0))
+                .map_err(|e| Error::io("write", &path, e))?;
+            files.push(file);
+            let tensors = shard.tensors.iter().enumerate();
+            places.extend(tensors.map(|(i, (t, _))| (t.name.clone(), (number, i, false))));
+        }
+        Ok(HfWriter { staging, layout, files, places, added: BTreeSet::new() })
+    }
+
+    /// Writes the little-endian bytes of one tensor of the plan.
+    ///
+    /// # Errors
+    /// [`Error::NotPlanned`]; [`Error::WrittenTwice`]; [`Error::PlanMismatch`] for another dtype,
+    /// shape or number of bytes than planned; [`Error::Io`].
+    pub fn write_tensor(&mut self, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
+        let tensor = || info.name.clone();
+        let Some((shard, place, written)) = self.places.get_mut(&info.name) else {
+            return Err(Error::NotPlanned { tensor: tensor() });
+        };
+        let (planned, start) = &self.layout.shards[*shard].tensors[*place];
+        let mismatch = |field, found: String, expected: String| {
+            Err(Error::PlanMismatch { tensor: tensor(), field, found, expected })
+        };
+        if info.dtype != planned.dtype {
+            return mismatch("dtype", info.dtype.to_string(), planned.dtype.to_string());
+        }
+        if info.shape != planned.shape {
+            let shapes = [&info.shape, &planned.shape].map(|s| format!("{s:?}"));
+            let [found, expected] = shapes;
+            return mismatch("shape", found, expected);
+        }
+        if bytes.len() != planned.nbytes() {
+            let expected = planned.nbytes().to_string();
+            return mismatch("length in bytes", bytes.len().to_string(), expected);
+        }
+        if *written {
+            return Err(Error::WrittenTwice { tensor: tensor() });
+        }
+        write_all_at(&self.files[*shard], bytes, *start).map_err(|e| {
+            Error::io("write", &self.staging.path(&self.layout.shards[*shard].name), e)
+        })?;
+        *written = true;
+        Ok(())
+    }
+
+    /// Adds a file without weights, such as `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::FileName`] for a name that is taken, has path separators or belongs to weights;
+    /// [`Error::Io`].
+    pub fn add_file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.add(name, bytes)
+    }
+
+    /// Adds a file that came with the source. Copies its contents piece by piece, not its
+    /// permissions.
+    ///
+    /// # Errors
+    /// As [`HfWriter::add_file`].
+    pub fn copy_file(&mut self, file: &AuxiliaryFile) -> Result<()> {
+        match &file.contents {
+            Contents::Bytes(bytes) => self.add(&file.name, bytes.as_slice()),
+            Contents::Path(path) => {
+                let source = File::open(path).map_err(|e| Error::io("open", path, e))?;
+                self.add(&file.name, source)
+            }
+        }
+    }
+
+    fn add(&mut self, name: &str, mut contents: impl io::Read) -> Result<()> {
+        let refuse = |reason| Err(Error::FileName { name: name.to_string(), reason });
+        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0']) {
+            return refuse("expected a plain file name, without a path");
+        }
+        if holds_weights(name) {
+            return refuse("weights are written as tensors of the plan");
+        }
+        if name == LOCK {
+            return refuse("the name is used while the checkpoint is written");
+        }
+        if self.added.contains(name) {
+            return refuse("it was added already");
+        }
+        let path = self.staging.path(name);
+        let write = |e| Error::io("write", &path, e);
+        let mut file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+        io::copy(&mut contents, &mut file).map_err(write)?;
+        file.flush().and_then(|()| file.sync_all()).map_err(write)?;
+        self.added.insert(name.to_string());
+        Ok(())
+    }
+
+    /// Completes the checkpoint: checks that every planned tensor was written, writes the index,
+    /// makes the files durable and gives the directory its name.
+    ///
+    /// # Errors
+    /// [`Error::NotWritten`]; [`Error::OutputExists`] when something has appeared at the output
+    /// meanwhile; [`Error::Io`]. After an error nothing is left of the new checkpoint, and an
+    /// output that was to be replaced is still there.
+    pub fn finish(mut self) -> Result<()> {
+        let missing = self.places.values().filter(|(.., written)| !written).count();
+        let tensors = self.layout.shards.iter().flat_map(|s| &s.tensors);
+        let written = |name: &str| self.places.get(name).is_some_and(|(.., written)| *written);
+        if let Some((first, _)) = tensors.into_iter().find(|(t, _)| !written(&t.name)) {
+            return Err(Error::NotWritten { tensor: first.name.clone(), missing });
+        }
+        for (file, shard) in self.files.drain(..).zip(&self.layout.shards) {
+            let path = self.staging.path(&shard.name);
+            file.sync_all().map_err(|e| Error::io("write", &path, e))?;
+        }
+        if let Some(index) = self.layout.index() {
+            let path = self.staging.path("model.safetensors.index.json");
+            File::create_new(&path)
+                .and_then(|mut file| file.write_all(&index).and_then(|()| file.sync_all()))
+                .map_err(|e| Error::io("write", &path, e))?;
+        }
+        self.staging.commit()
+    }
+}
+
+impl TensorSink for HfWriter {
+    fn write(&mut self, info: &TensorInfo, bytes: &[u8]) -> prune_core::Result<()> {
+        Ok(self.write_tensor(info, bytes)?)
+    }
+
+    fn finish(self: Box<Self>) -> prune_core::Result<()> {
+        Ok(HfWriter::finish(*self)?)
+    }
+}

@@ -1,0 +1,5 @@
+/// Runs `f`.
+#[inline(always)]
+pub(crate) fn widest<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
