@@ -1,1 +1,25 @@
-fn main() {}
+//! The command `prune`: inspect, plan, compress, verify and evaluate model checkpoints.
+
+mod args;
+mod commands;
+mod error;
+mod model;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match commands::run(args::Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = std::error::Error::source(&error);
+            while let Some(e) = cause {
+                eprintln!("  because: {e}");
+                cause = e.source();
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -61,6 +61,10 @@ impl<S: WeightScorer> Pruner for ScorePruner<S> {
         self.0.needs()
     }
 
+    fn default_scope(&self) -> Scope {
+        self.0.default_scope()
+    }
+
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
         selectable(self.name(), pattern, scope)
     }

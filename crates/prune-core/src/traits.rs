@@ -58,6 +58,11 @@ pub trait WeightScorer: Send + Sync {
         Needs::Nothing
     }
 
+    /// The scope that the method's authors use for unstructured pruning.
+    fn default_scope(&self) -> Scope {
+        Scope::PerLayer
+    }
+
     /// Called once a layer: takes what it needs of the weight and the statistics, and returns the
     /// function that scores the rows. Rows are scored on many threads, in any order, some of them
     /// more than once.
@@ -101,6 +106,11 @@ pub trait Pruner: Send + Sync {
 
     /// The statistics that [`Pruner::prune`] reads.
     fn needs(&self) -> Needs;
+
+    /// The scope that the method's authors use for unstructured pruning.
+    fn default_scope(&self) -> Scope {
+        Scope::PerLayer
+    }
 
     /// Whether the pruner can do this pattern at this scope.
     ///

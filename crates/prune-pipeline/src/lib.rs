@@ -1,1 +1,48 @@
-//! Recipe to plan to apply to verify: the compression pipeline.
+//! Recipe to plan to apply to verify: a checkpoint goes in, a smaller one and the proof of what
+//! was done come out.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use prune_checkpoint::Checkpoint;
+//! use prune_pipeline::{ApplyOptions, Plan, Recipe, apply, verify};
+//!
+//! let source = Checkpoint::open(Path::new("SmolLM2-135M-Instruct"))?;
+//! let plan = Plan::new(&source, &Recipe::new("magnitude").sparsity(0.5), None)?;
+//! apply(&source, &plan, None, Path::new("out"), &ApplyOptions::default(), &mut |_, _, _| ())?;
+//! assert!(verify(Path::new("out"))?.ok);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | step | here |
+//! |---|---|
+//! | what is wanted | [`Recipe`], [`Rule`] |
+//! | what will be done | [`Plan`], [`PlannedTensor`], [`linear_layers`] |
+//! | token ids | [`TokenWindows`] |
+//! | a model to run | [`Calibration`], over [`prune_core::BlockModel`] |
+//! | doing it | [`apply`], [`ApplyOptions`] |
+//! | what was done | [`Manifest`], in `prune-manifest.json` |
+//! | proving it from disk | [`verify`], [`Verification`] |
+//! | how good it still is | [`evaluate`], [`Evaluation`] |
+//!
+//! The crate knows no tensor framework: a model is anything that implements
+//! [`prune_core::BlockModel`].
+
+mod apply;
+mod calibrate;
+mod error;
+mod evaluate;
+mod manifest;
+mod plan;
+mod recipe;
+mod verify;
+mod windows;
+
+pub use apply::{ApplyOptions, Progress, apply};
+pub use calibrate::Calibration;
+pub use error::{Error, Result};
+pub use evaluate::{Evaluation, Weighted, evaluate};
+pub use manifest::{FileRecord, MANIFEST, Manifest, PrunedRecord, TensorRecord};
+pub use plan::{Action, CalibrationShape, Plan, PlannedTensor, Totals, linear_layers};
+pub use recipe::{Recipe, Rule};
+pub use verify::{Failure, Verification, verify};
+pub use windows::TokenWindows;

@@ -1,5 +1,5 @@
 use ndarray::ArrayView2;
-use prune_core::{Error, LayerStats, Needs, Result, RowScorer, Target, WeightScorer};
+use prune_core::{Error, LayerStats, Needs, Result, RowScorer, Scope, Target, WeightScorer};
 
 /// Scores a weight by its absolute value times the norm of the input that it multiplies:
 /// `|W_ij| · ‖X_j‖₂` (Sun, Liu, Bair, Kolter 2023, arXiv 2306.11695).
@@ -39,6 +39,10 @@ impl WeightScorer for Wanda {
 
     fn needs(&self) -> Needs {
         Needs::Columns
+    }
+
+    fn default_scope(&self) -> Scope {
+        Scope::PerRow
     }
 
     /// # Errors

@@ -74,7 +74,7 @@ impl GlobalSelector {
     /// [`Error::OutOfRange`] when the layers have fewer than `remove` weights.
     pub fn new(layers: Vec<(LayerId, usize)>, remove: usize) -> Result<Self> {
         let total = layers.iter().try_fold(0usize, |sum, (_, len)| sum.checked_add(*len));
-        if !total.is_some_and(|total| remove <= total) {
+        if total.is_none_or(|total| remove > total) {
             let all = total.map_or("more than fit the address space".into(), |t| t.to_string());
             return Err(Error::out_of_range(
                 "weights to remove from all layers",

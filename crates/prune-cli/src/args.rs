@@ -1,0 +1,123 @@
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Makes model checkpoints smaller and proves what it did.
+#[derive(Debug, Parser)]
+#[command(name = "prune", version, about, long_about = None)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the linear layers of a model and how many of their weights are zero.
+    Inspect {
+        /// A Hugging Face directory, a .safetensors or .gguf file, or an org/model name.
+        model: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what `compress` would do, without writing anything.
+    Plan {
+        /// The model to compress.
+        model: String,
+        #[command(flatten)]
+        recipe: RecipeArgs,
+        #[command(flatten)]
+        calibration: CalibrationArgs,
+        /// Print the plan as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compress a model into a new directory, and verify it from disk.
+    Compress {
+        /// The model to compress; never written to.
+        model: String,
+        /// The directory to write.
+        out: PathBuf,
+        #[command(flatten)]
+        recipe: RecipeArgs,
+        #[command(flatten)]
+        calibration: CalibrationArgs,
+        /// Bytes of a shard of the output.
+        #[arg(long, default_value_t = 5_000_000_000)]
+        shard_size: u64,
+        /// Replace an existing output.
+        #[arg(long)]
+        overwrite: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a compressed model on disk against its manifest.
+    Verify {
+        /// The directory that `compress` wrote.
+        directory: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure perplexity on a text, and the divergence from a baseline.
+    Eval {
+        /// The model.
+        model: String,
+        /// A text file, or a .npy of token-id windows.
+        #[arg(long)]
+        text: PathBuf,
+        /// Tokens of a window; a .npy brings its own.
+        #[arg(long, default_value_t = 512)]
+        seqlen: usize,
+        /// Use only the first windows.
+        #[arg(long)]
+        windows: Option<usize>,
+        /// The dense model, for the KL divergence.
+        #[arg(long)]
+        baseline: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What is to be done: a recipe file, or flags that stand for a recipe of one rule.
+#[derive(Debug, Args)]
+pub(crate) struct RecipeArgs {
+    /// A recipe in YAML, in place of the flags below.
+    #[arg(long, conflicts_with_all = ["method", "sparsity", "pattern", "scope", "allocate"])]
+    pub(crate) recipe: Option<PathBuf>,
+    /// The pruner: magnitude, wanda or random.
+    #[arg(long, required_unless_present = "recipe")]
+    pub(crate) method: Option<String>,
+    /// The fraction of weights to remove; fixed by N:M patterns.
+    #[arg(long)]
+    pub(crate) sparsity: Option<f64>,
+    /// unstructured, 2:4, "block 16x16" or channels.
+    #[arg(long)]
+    pub(crate) pattern: Option<String>,
+    /// What competes: row, layer or global.
+    #[arg(long)]
+    pub(crate) scope: Option<String>,
+    /// How the budget is divided over layers: uniform, er, erk or owl.
+    #[arg(long)]
+    pub(crate) allocate: Option<String>,
+    /// From which all random numbers come.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+/// The text that calibrated methods run the model on.
+#[derive(Debug, Args)]
+pub(crate) struct CalibrationArgs {
+    /// A text file, or a .npy of token-id windows.
+    #[arg(long)]
+    pub(crate) calibration: Option<PathBuf>,
+    /// Windows to use: drawn by the seed from a text, the first ones of a .npy.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) samples: usize,
+    /// Tokens of a window; a .npy brings its own.
+    #[arg(long, default_value_t = 512)]
+    pub(crate) seqlen: usize,
+}

@@ -1,0 +1,153 @@
+use std::time::Instant;
+
+use ndarray::{Array2, ArrayView1, s};
+use prune_core::{BlockModel, Head, TensorSource};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::calibrate::{Calibration, embed, forward};
+use crate::{Error, Result, TokenWindows};
+
+/// A model with its weights.
+#[derive(Clone, Copy)]
+pub struct Weighted<'a> {
+    /// The model.
+    pub model: &'a dyn BlockModel,
+    /// Where its weights are.
+    pub weights: &'a dyn TensorSource,
+}
+
+/// How well a model predicts a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// `exp` of the mean negative log-likelihood of a token.
+    pub perplexity: f64,
+    /// Predictions: every token of a window but the first.
+    pub tokens: usize,
+    /// Mean Kullback-Leibler divergence of this model's next-token distribution from the
+    /// baseline's, in nats a token; absent without a baseline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// The baseline's perplexity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline_perplexity: Option<f64>,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+}
+
+/// Tokens whose logits are held together.
+const CHUNK: usize = 128;
+
+/// Perplexity over windows without overlap, every prediction weighing the same; with a baseline
+/// also the divergence from it. Runs all windows a block at a time, so that one block's weights
+/// are in memory.
+///
+/// # Errors
+/// [`Error::Plan`] when the two vocabularies differ or a window has fewer than two tokens;
+/// [`Error::Core`].
+pub fn evaluate(
+    subject: Weighted<'_>,
+    windows: &TokenWindows,
+    baseline: Option<Weighted<'_>>,
+) -> Result<Evaluation> {
+    let start = Instant::now();
+    if windows.length() < 2 {
+        return Err(Error::plan("windows", "one token is too short; predictions need two"));
+    }
+    if let Some(base) = baseline
+        && base.model.vocab_size() != subject.model.vocab_size()
+    {
+        let (a, b) = (subject.model.vocab_size(), base.model.vocab_size());
+        return Err(Error::plan("baseline", format!("has {b} token ids; the model has {a}")));
+    }
+    let run = |w: Weighted<'_>| -> Result<(Vec<Array2<f32>>, Box<dyn Head>)> {
+        let mut hidden = embed(&Calibration { model: w.model, windows }, w.weights)?;
+        for index in 0..w.model.blocks() {
+            forward(&*w.model.load_block(w.weights, index)?, &mut hidden)?;
+        }
+        Ok((hidden, w.model.load_head(w.weights)?))
+    };
+    let (hidden, head) = run(subject)?;
+    let base = baseline.map(run).transpose()?;
+    let sums: Vec<Sums> = windows
+        .windows()
+        .par_iter()
+        .enumerate()
+        .map(|(i, tokens)| {
+            let base = base.as_ref().map(|(hidden, head)| (&hidden[i], &**head));
+            window_sums(tokens, &hidden[i], &*head, base)
+        })
+        .collect::<Result<_>>()?;
+    let mut all = Sums::default();
+    for sum in sums {
+        all.loss += sum.loss;
+        all.kl += sum.kl;
+        all.base_loss += sum.base_loss;
+    }
+    let tokens = windows.windows().len() * (windows.length() - 1);
+    let seconds = start.elapsed().as_secs_f64();
+    let mean = |sum: f64| sum / tokens as f64;
+    Ok(Evaluation {
+        perplexity: mean(all.loss).exp(),
+        tokens,
+        kl: base.is_some().then(|| mean(all.kl)),
+        baseline_perplexity: base.is_some().then(|| mean(all.base_loss).exp()),
+        seconds,
+        tokens_per_second: tokens as f64 / seconds,
+    })
+}
+
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    kl: f64,
+    base_loss: f64,
+}
+
+fn window_sums(
+    tokens: &[u32],
+    hidden: &Array2<f32>,
+    head: &dyn Head,
+    base: Option<(&Array2<f32>, &dyn Head)>,
+) -> Result<Sums> {
+    let mut sums = Sums::default();
+    let predictions = tokens.len() - 1;
+    for first in (0..predictions).step_by(CHUNK) {
+        let end = (first + CHUNK).min(predictions);
+        let logits = head.logits(hidden.slice(s![first..end, ..]))?;
+        let base_logits =
+            base.map(|(h, head)| head.logits(h.slice(s![first..end, ..]))).transpose()?;
+        for (i, row) in logits.outer_iter().enumerate() {
+            let next = tokens[first + i + 1] as usize;
+            let normaliser = log_sum_exp(row);
+            sums.loss += normaliser - f64::from(row[next]);
+            if let Some(base) = &base_logits {
+                let base = base.row(i);
+                let base_normaliser = log_sum_exp(base);
+                sums.base_loss += base_normaliser - f64::from(base[next]);
+                sums.kl += divergence(base, base_normaliser, row, normaliser);
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// `ln Σ e^x` in f64.
+fn log_sum_exp(row: ArrayView1<'_, f32>) -> f64 {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    let sum: f64 = row.iter().map(|x| f64::from((x - max).exp())).sum();
+    f64::from(max) + sum.ln()
+}
+
+/// `Σ p (ln p − ln q)` of two rows of logits with their normalisers.
+fn divergence(p: ArrayView1<'_, f32>, p_norm: f64, q: ArrayView1<'_, f32>, q_norm: f64) -> f64 {
+    p.iter()
+        .zip(q)
+        .map(|(p, q)| {
+            let log_p = f64::from(*p) - p_norm;
+            f64::from((log_p as f32).exp()) * (log_p - (f64::from(*q) - q_norm))
+        })
+        .sum()
+}

@@ -1,0 +1,364 @@
+use std::collections::BTreeMap;
+
+use prune_allocate::ScoreKind;
+use prune_core::{
+    Budget, LayerInfo, Needs, Pattern, Pruner, ScoredLayer, Scope, TensorInfo, TensorSource,
+    round_to_pattern,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::calibrate::{Calibration, outlier_scores};
+use crate::recipe::{LayerMatcher, Recipe, Rule};
+use crate::{Error, Result};
+
+/// What will be done to every tensor of a checkpoint. Readable, stable, and executed exactly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// The version of this format: `prune-plan/1`.
+    pub format: String,
+    /// The recipe that it came from.
+    pub recipe: Recipe,
+    /// Calibration samples and tokens a sample; absent for data-free work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationShape>,
+    /// Totals.
+    pub totals: Totals,
+    /// Every tensor, by name.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+/// How much calibration data a plan uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationShape {
+    /// Windows.
+    pub samples: usize,
+    /// Tokens of a window.
+    pub seqlen: usize,
+}
+
+/// Sums over a plan.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Elements of all tensors.
+    pub parameters: usize,
+    /// Weights of the tensors that will be pruned.
+    pub planned_weights: usize,
+    /// Weights that will be removed.
+    pub removed: usize,
+    /// `removed / planned_weights`.
+    pub sparsity: f64,
+    /// Bytes of the tensors that will be written.
+    pub bytes: usize,
+    /// An estimate of the memory that applying the plan takes.
+    pub peak_memory_bytes: usize,
+}
+
+/// One tensor of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The dtype that will be written.
+    pub dtype: String,
+    /// What will be done.
+    pub action: Action,
+}
+
+/// What will be done to a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Action {
+    /// Copied byte for byte.
+    Copy,
+    /// Pruned.
+    Prune {
+        /// The pruner.
+        method: String,
+        /// The pattern, as text.
+        pattern: String,
+        /// The scope, as text.
+        scope: String,
+        /// How many weights are removed; exact.
+        remove: usize,
+    },
+}
+
+impl Plan {
+    /// The plan of a recipe for a checkpoint. Data-free unless the recipe allocates by a measured
+    /// score (`owl`), which runs the dense model over the calibration windows; `global` scope
+    /// reads the weights twice.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`], [`Error::NoMatch`], [`Error::NeedsCalibration`],
+    /// [`Error::NotObserved`], [`Error::Core`].
+    pub fn new(
+        source: &dyn TensorSource,
+        recipe: &Recipe,
+        calibration: Option<&Calibration<'_>>,
+    ) -> Result<Self> {
+        recipe.check()?;
+        let layers = linear_layers(source);
+        let mut actions = BTreeMap::new();
+        for (rule, claimed) in claim(recipe, &layers)? {
+            let number = rule + 1;
+            let rule = &recipe.rules[rule];
+            if !rule.skip {
+                actions.extend(plan_rule(source, number, rule, claimed, calibration)?);
+            }
+        }
+        if actions.is_empty() {
+            return Err(Error::recipe("rules", "every layer is skipped: nothing to do"));
+        }
+        let dtype = match &recipe.dtype {
+            None => None,
+            Some(text) => Some(text.parse().ok().filter(|d: &prune_core::DType| d.is_float()).ok_or_else(
+                || Error::recipe("dtype", format!("`{text}`; expected F32, F16, BF16 or F64")),
+            )?),
+        };
+        let mut tensors = Vec::new();
+        let mut totals = Totals::default();
+        let mut largest = 0;
+        for info in source.tensors() {
+            let action = actions.remove(&info.name).unwrap_or(Action::Copy);
+            let mut out = info.clone();
+            if let (Some(dtype), Action::Prune { .. }) = (dtype, &action) {
+                out.dtype = dtype;
+            }
+            totals.parameters += info.numel();
+            totals.bytes += out.nbytes();
+            // Copies hold the stored bytes; pruning also the f32 weight, its mask and the output.
+            let held = match &action {
+                Action::Copy => info.nbytes(),
+                Action::Prune { remove, .. } => {
+                    totals.planned_weights += info.numel();
+                    totals.removed += remove;
+                    info.nbytes() + out.nbytes() + 5 * info.numel()
+                }
+            };
+            largest = largest.max(held);
+            tensors.push(PlannedTensor {
+                name: info.name.clone(),
+                shape: info.shape.clone(),
+                dtype: out.dtype.name().into(),
+                action,
+            });
+        }
+        totals.sparsity = totals.removed as f64 / totals.planned_weights.max(1) as f64;
+        totals.peak_memory_bytes = largest + calibration.map_or(0, Calibration::memory);
+        Ok(Self {
+            format: "prune-plan/1".into(),
+            recipe: recipe.clone(),
+            calibration: calibration.map(|c| CalibrationShape {
+                samples: c.windows.windows().len(),
+                seqlen: c.windows.length(),
+            }),
+            totals,
+            tensors,
+        })
+    }
+
+    /// The plan that a JSON text states.
+    ///
+    /// # Errors
+    /// [`Error::Plan`].
+    pub fn from_json(text: &str) -> Result<Self> {
+        let plan: Self = serde_json::from_str(text).map_err(|e| Error::plan("plan", e))?;
+        if plan.format != "prune-plan/1" {
+            return Err(Error::plan("plan", format!("format `{}` is unknown", plan.format)));
+        }
+        Ok(plan)
+    }
+
+    /// The plan as indented JSON.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] when a number cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|e| Error::plan("plan", e))
+    }
+}
+
+/// The linear layers of a checkpoint's blocks, by name and shape alone: every float matrix
+/// `*.weight` whose name has a block index. Embeddings, norms and the output matrix have none.
+pub fn linear_layers(source: &dyn TensorSource) -> Vec<LayerInfo> {
+    let is_linear = |t: &&TensorInfo| t.dtype.is_float() && t.name.ends_with(".weight");
+    source
+        .tensors()
+        .iter()
+        .filter(is_linear)
+        .filter_map(|t| {
+            let (rows, cols) = t.matrix_shape().ok()?;
+            let layer = LayerInfo::linear(t.name.strip_suffix(".weight")?, rows, cols);
+            layer.block.is_some().then_some(layer)
+        })
+        .collect()
+}
+
+/// The layers that each rule decides: the last match wins; every rule must match something.
+fn claim<'a>(
+    recipe: &Recipe,
+    layers: &'a [LayerInfo],
+) -> Result<BTreeMap<usize, Vec<&'a LayerInfo>>> {
+    let mut winner = vec![None; layers.len()];
+    for (r, rule) in recipe.rules.iter().enumerate() {
+        let matcher = LayerMatcher::new(&rule.layers)
+            .map_err(|e| Error::recipe(format!("rule {}, layers", r + 1), e))?;
+        let mut matched = false;
+        for (layer, winner) in layers.iter().zip(&mut winner) {
+            if matcher.matches(layer.id.as_str()) {
+                *winner = Some(r);
+                matched = true;
+            }
+        }
+        if !matched {
+            return Err(Error::NoMatch {
+                rule: r + 1,
+                pattern: rule.layers.clone(),
+                layers: layers.len(),
+                example: layers.first().map_or("(none)".into(), |l| l.id.to_string()),
+            });
+        }
+    }
+    let mut claims: BTreeMap<usize, Vec<&LayerInfo>> = BTreeMap::new();
+    for (layer, winner) in layers.iter().zip(winner) {
+        if let Some(rule) = winner {
+            claims.entry(rule).or_default().push(layer);
+        }
+    }
+    Ok(claims)
+}
+
+/// The pruner of a planned method.
+pub(crate) fn pruner(method: &str) -> Result<Box<dyn Pruner>> {
+    prune_unstructured::pruner(method).ok_or_else(|| {
+        let known: Vec<&str> = prune_unstructured::PRUNERS.iter().map(|(n, _)| *n).collect();
+        Error::recipe("method", format!("`{method}` is unknown; known are {}", known.join(", ")))
+    })
+}
+
+fn plan_rule(
+    source: &dyn TensorSource,
+    number: usize,
+    rule: &Rule,
+    layers: Vec<&LayerInfo>,
+    calibration: Option<&Calibration<'_>>,
+) -> Result<Vec<(String, Action)>> {
+    let field = |name: &str| format!("rule {number}, {name}");
+    let method = rule.method.as_deref().unwrap_or_default();
+    let pruner = pruner(method)?;
+    let text = rule.pattern.as_deref().unwrap_or("unstructured");
+    let pattern: Pattern = text.parse().map_err(|e| Error::recipe(field("pattern"), e))?;
+    let scope = match &rule.scope {
+        Some(text) => text.parse().map_err(|e| Error::recipe(field("scope"), e))?,
+        None if pattern == Pattern::Unstructured => pruner.default_scope(),
+        None => Scope::PerLayer,
+    };
+    let global = scope == Scope::Global;
+    if global && (pruner.needs() != Needs::Nothing || pattern != Pattern::Unstructured || method != "magnitude") {
+        return Err(Error::recipe(field("scope"), "`global` is for unstructured magnitude only"));
+    }
+    if !global {
+        pruner.supports(pattern, scope)?;
+    }
+    if pruner.needs() != Needs::Nothing {
+        let Some(calibration) = calibration else {
+            return Err(Error::NeedsCalibration { what: method.into() });
+        };
+        for layer in &layers {
+            if !calibration.model.layers().iter().any(|l| l.id == layer.id) {
+                return Err(Error::NotObserved {
+                    layer: layer.id.to_string(),
+                    method: method.into(),
+                });
+            }
+        }
+    }
+    let removed = match (pattern.fixed_sparsity(), rule.sparsity) {
+        (Some(fixed), Some(asked)) if (fixed - asked).abs() > 1e-9 => {
+            return Err(Error::recipe(
+                field("sparsity"),
+                format!("is {asked}; the pattern {pattern} fixes it at {fixed}"),
+            ));
+        }
+        (Some(_), _) if rule.allocate.as_deref().is_some_and(|a| a != "uniform") => {
+            return Err(Error::recipe(
+                field("allocate"),
+                format!("the pattern {pattern} fixes every layer's sparsity: nothing to allocate"),
+            ));
+        }
+        (Some(_), _) => vec![0; layers.len()],
+        (None, None) => return Err(Error::recipe(field("sparsity"), "is missing")),
+        (None, Some(sparsity)) => {
+            let budget = Budget::sparsity(sparsity).map_err(|e| Error::recipe(field("sparsity"), e))?;
+            if global {
+                if rule.allocate.is_some() {
+                    return Err(Error::recipe(field("allocate"), "scope `global` is an allocation"));
+                }
+                let owned: Vec<LayerInfo> = layers.iter().map(|l| (*l).clone()).collect();
+                let total = owned.iter().map(LayerInfo::numel).sum();
+                let all = budget.remove_total(total);
+                prune_unstructured::global_magnitude_counts(source, &owned, all)?.removed
+            } else {
+                let name = rule.allocate.as_deref().unwrap_or("uniform");
+                allocate(source, name, &field("allocate"), &layers, &budget, calibration)?
+            }
+        }
+    };
+    let scope = if global { Scope::PerLayer } else { scope };
+    layers
+        .iter()
+        .zip(removed)
+        .map(|(layer, removed)| {
+            let name = layer.id.weight_name();
+            let [rows, cols] = layer.shape[..] else {
+                return Err(Error::plan(name, "is no matrix"));
+            };
+            pattern.check_shape(&name, rows, cols)?;
+            let remove = round_to_pattern(&name, pattern, rows, cols, removed)?;
+            let action = Action::Prune {
+                method: method.into(),
+                pattern: pattern.to_string(),
+                scope: scope.to_string(),
+                remove,
+            };
+            Ok((name, action))
+        })
+        .collect()
+}
+
+/// Weights to remove from each layer.
+fn allocate(
+    source: &dyn TensorSource,
+    name: &str,
+    field: &str,
+    layers: &[&LayerInfo],
+    budget: &Budget,
+    calibration: Option<&Calibration<'_>>,
+) -> Result<Vec<usize>> {
+    let entry = prune_allocate::allocators().iter().find(|e| e.name == name).ok_or_else(|| {
+        let known: Vec<&str> = prune_allocate::allocators().iter().map(|e| e.name).collect();
+        Error::recipe(field, format!("`{name}` is unknown; known are {}", known.join(", ")))
+    })?;
+    let mut scored: Vec<ScoredLayer> =
+        layers.iter().map(|l| ScoredLayer::from((*l).clone())).collect();
+    if entry.score == ScoreKind::OutlierDistribution {
+        let needs = || Error::NeedsCalibration { what: format!("the allocator `{name}`") };
+        let scores = outlier_scores(source, calibration.ok_or_else(needs)?)?;
+        for layer in &mut scored {
+            let score = layer.info.block.and_then(|b| scores.get(b));
+            layer.score = *score.ok_or_else(|| Error::NotObserved {
+                layer: layer.info.id.to_string(),
+                method: name.into(),
+            })?;
+        }
+    }
+    let kept = entry.make().allocate(&scored, budget)?;
+    let kept = scored.iter().map(|l| kept.get(&l.info.id).map_or(0, |k| l.info.numel() - k));
+    Ok(kept.collect())
+}

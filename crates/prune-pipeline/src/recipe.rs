@@ -1,0 +1,191 @@
+use globset::{GlobBuilder, GlobMatcher};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// What is to be done to a model: ordered rules, of which the last that matches a layer decides.
+///
+/// ```
+/// use prune_pipeline::Recipe;
+/// let recipe = Recipe::from_yaml(
+///     "seed: 7
+/// rules:
+///   - layers: '*'
+///     method: wanda
+///     sparsity: 0.5
+///   - layers: 're:.*\\.mlp\\.down_proj$'
+///     skip: true
+/// ")?;
+/// assert_eq!(recipe.rules.len(), 2);
+/// assert!(Recipe::from_yaml("rules: []\nsparsty: 0.5").is_err());
+/// # Ok::<(), prune_pipeline::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The version of this format: 1.
+    #[serde(default = "version")]
+    pub version: u32,
+    /// From which every layer's random numbers come.
+    #[serde(default)]
+    pub seed: u64,
+    /// The dtype of pruned tensors; that of the source when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// The rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// What is to be done to the linear layers whose name matches.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// A glob over layer names (`*` also matches dots), or a regular expression after `re:`.
+    pub layers: String,
+    /// Leave these layers alone; excludes every other field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip: bool,
+    /// The pruner: `wanda`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The fraction of the rule's weights to remove, `0 <= sparsity < 1`. Fixed by N:M patterns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<f64>,
+    /// `unstructured` (default), `2:4`, `block 16x16`, `channels`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// `row`, `layer` or `global`; the method's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// How the rule's budget is divided over its layers: `uniform` (default), `er`, `erk`, `owl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocate: Option<String>,
+}
+
+fn version() -> u32 {
+    1
+}
+
+impl Recipe {
+    /// A recipe of one rule: every linear layer of every block, pruned by `method`.
+    pub fn new(method: &str) -> Self {
+        let rule = Rule { layers: "*".into(), method: Some(method.into()), ..Rule::default() };
+        Self { version: 1, seed: 0, dtype: None, rules: vec![rule] }
+    }
+
+    /// With the first rule's sparsity.
+    #[must_use]
+    pub fn sparsity(self, sparsity: f64) -> Self {
+        self.first(|rule| rule.sparsity = Some(sparsity))
+    }
+
+    /// With the first rule's pattern, as text.
+    #[must_use]
+    pub fn pattern(self, pattern: &str) -> Self {
+        self.first(|rule| rule.pattern = Some(pattern.into()))
+    }
+
+    /// With the first rule's scope, as text.
+    #[must_use]
+    pub fn scope(self, scope: &str) -> Self {
+        self.first(|rule| rule.scope = Some(scope.into()))
+    }
+
+    /// With the first rule's allocator.
+    #[must_use]
+    pub fn allocate(self, allocator: &str) -> Self {
+        self.first(|rule| rule.allocate = Some(allocator.into()))
+    }
+
+    /// With a seed.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// With one more rule, which overrides those before it where it matches.
+    #[must_use]
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    fn first(mut self, change: impl FnOnce(&mut Rule)) -> Self {
+        if let Some(rule) = self.rules.first_mut() {
+            change(rule);
+        }
+        self
+    }
+
+    /// The recipe that a YAML text states; JSON is YAML too.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] for syntax, unknown fields and contradictions.
+    pub fn from_yaml(text: &str) -> Result<Self> {
+        let recipe: Recipe =
+            yaml_serde::from_str(text).map_err(|e| Error::recipe("syntax", e))?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Checks everything that can be checked without a model.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] naming the field.
+    pub fn check(&self) -> Result<()> {
+        if self.version != 1 {
+            return Err(Error::recipe("version", format!("{} is unknown; expected 1", self.version)));
+        }
+        if self.rules.is_empty() {
+            return Err(Error::recipe("rules", "there is none"));
+        }
+        for (i, rule) in self.rules.iter().enumerate() {
+            let field = |name: &str| format!("rule {}, {name}", i + 1);
+            LayerMatcher::new(&rule.layers).map_err(|e| Error::recipe(field("layers"), e))?;
+            let others = [
+                rule.method.is_some(),
+                rule.sparsity.is_some(),
+                rule.pattern.is_some(),
+                rule.scope.is_some(),
+                rule.allocate.is_some(),
+            ];
+            if rule.skip && others.contains(&true) {
+                return Err(Error::recipe(field("skip"), "excludes every field but `layers`"));
+            }
+            if !rule.skip && rule.method.is_none() {
+                return Err(Error::recipe(field("method"), "is missing; say `skip: true` to skip"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A glob or, after `re:`, a regular expression that must match the whole name.
+pub(crate) enum LayerMatcher {
+    Glob(GlobMatcher),
+    Regex(Regex),
+}
+
+impl LayerMatcher {
+    pub(crate) fn new(pattern: &str) -> std::result::Result<Self, String> {
+        match pattern.strip_prefix("re:") {
+            Some(re) => Regex::new(&format!("^(?:{re})$"))
+                .map(LayerMatcher::Regex)
+                .map_err(|e| e.to_string()),
+            None => GlobBuilder::new(pattern)
+                .literal_separator(false)
+                .build()
+                .map(|g| LayerMatcher::Glob(g.compile_matcher()))
+                .map_err(|e| e.to_string()),
+        }
+    }
+
+    pub(crate) fn matches(&self, name: &str) -> bool {
+        match self {
+            LayerMatcher::Glob(glob) => glob.is_match(name),
+            LayerMatcher::Regex(regex) => regex.is_match(name),
+        }
+    }
+}
