@@ -295,9 +295,8 @@ impl LlamaBlock {
         }
         let name = format!("model.layers.{index}");
         let linear = |role: &str, bias| Linear::load(weights, format!("{name}.{role}"), bias);
-        let norm = |role: &str| {
-            Norm::load(weights, &format!("{name}.{role}.weight"), config.rms_norm_eps)
-        };
+        let norm =
+            |role: &str| Norm::load(weights, &format!("{name}.{role}.weight"), config.rms_norm_eps);
         let optional = |role: &str| config.qk_norm.then(|| norm(role)).transpose();
         let attention = Attention {
             q: linear("self_attn.q_proj", config.qkv_bias)?,

@@ -1,7 +1,7 @@
 use candle_core::{Device, Tensor};
 
-use crate::config::{LlamaConfig, RopeScaling};
 use crate::Result;
+use crate::config::{LlamaConfig, RopeScaling};
 
 /// Cosines and sines, each `(tokens, head_dim / 2)`, of the rotary position embedding (Su et al.
 /// 2021), with the frequencies scaled as the configuration says.
@@ -21,10 +21,7 @@ pub(crate) fn rotary_tables(config: &LlamaConfig, tokens: usize) -> Result<(Tens
         }
     }
     let shape = (tokens, half);
-    Ok((
-        Tensor::from_vec(cos, shape, &Device::Cpu)?,
-        Tensor::from_vec(sin, shape, &Device::Cpu)?,
-    ))
+    Ok((Tensor::from_vec(cos, shape, &Device::Cpu)?, Tensor::from_vec(sin, shape, &Device::Cpu)?))
 }
 
 fn inverse_frequencies(config: &LlamaConfig) -> Vec<f32> {

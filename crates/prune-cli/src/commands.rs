@@ -110,14 +110,8 @@ impl Job {
             bar.set_position(done as u64);
             bar.set_message(name.to_string());
         };
-        let manifest = apply(
-            &self.checkpoint,
-            &plan,
-            calibration.as_ref(),
-            out,
-            options,
-            &mut progress,
-        )?;
+        let manifest =
+            apply(&self.checkpoint, &plan, calibration.as_ref(), out, options, &mut progress)?;
         bar.finish_and_clear();
         let verification = verify(out)?;
         if as_json {

@@ -93,8 +93,6 @@ pub(crate) fn windows(
     let what = path.display().to_string();
     Ok(match *wanted {
         Wanted::First(count) => TokenWindows::consecutive(&what, &tokens, length, count)?,
-        Wanted::Drawn(count, seed) => {
-            TokenWindows::sampled(&what, &tokens, length, count, seed)?
-        }
+        Wanted::Drawn(count, seed) => TokenWindows::sampled(&what, &tokens, length, count, seed)?,
     })
 }

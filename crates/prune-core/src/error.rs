@@ -135,11 +135,7 @@ impl Error {
         found: impl fmt::Display,
         expected: impl Into<String>,
     ) -> Self {
-        Error::OutOfRange {
-            what: what.into(),
-            found: found.to_string(),
-            expected: expected.into(),
-        }
+        Error::OutOfRange { what: what.into(), found: found.to_string(), expected: expected.into() }
     }
 }
 

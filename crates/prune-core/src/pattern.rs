@@ -43,11 +43,7 @@ impl Pattern {
     /// [`Error::OutOfRange`] unless `1 <= n < m <= 16`.
     pub fn nm(n: usize, m: usize) -> Result<Self> {
         if n == 0 || n >= m || m > 16 {
-            return Err(Error::out_of_range(
-                "pattern n:m",
-                format!("{n}:{m}"),
-                "1 <= n < m <= 16",
-            ));
+            return Err(Error::out_of_range("pattern n:m", format!("{n}:{m}"), "1 <= n < m <= 16"));
         }
         Ok(Pattern::NM { n, m })
     }

@@ -294,8 +294,7 @@ mod tests {
         let mut gram = GramAccumulator::new(8);
         gram.update("x", fixture().view()).unwrap();
         // H = 2 G / sequences with two sequences is G.
-        let row =
-            [9.908745, 0.617795, 4.745966, 2.436556, 2.103271, 1.949367, 1.848526, 1.768046];
+        let row = [9.908745, 0.617795, 4.745966, 2.436556, 2.103271, 1.949367, 1.848526, 1.768046];
         for (got, want) in gram.matrix().row(0).iter().zip(row) {
             assert_relative_eq!(*got, want, epsilon = 2e-6);
         }

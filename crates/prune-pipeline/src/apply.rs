@@ -86,8 +86,8 @@ pub fn apply(
         run.tensor(tensor, info, &LayerStats::default(), calibrated)?;
     }
     if calibrated {
-        let calibration = calibration
-            .ok_or_else(|| Error::NeedsCalibration { what: "this plan".into() })?;
+        let calibration =
+            calibration.ok_or_else(|| Error::NeedsCalibration { what: "this plan".into() })?;
         run.blocks(calibration, &blocks)?;
     }
     run.finish(calibration.filter(|_| calibrated))
@@ -204,8 +204,8 @@ impl Run<'_, '_> {
         let shape = info.matrix_shape()?;
         let from = self.source.info(&tensor.name)?.dtype;
         let dense = decode_f32(&tensor.name, from, stored)?;
-        let mut weight = Array2::from_shape_vec(shape, dense)
-            .map_err(|e| Error::plan(&tensor.name, e))?;
+        let mut weight =
+            Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(&tensor.name, e))?;
         let layer = LayerId::from_tensor(&tensor.name);
         let target = Target {
             layer: &layer,
@@ -251,8 +251,7 @@ impl Run<'_, '_> {
             tensors: self.records.into_values().collect(),
             files,
         };
-        let json =
-            serde_json::to_vec_pretty(&manifest).map_err(|e| Error::plan(MANIFEST, e))?;
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::plan(MANIFEST, e))?;
         self.writer.add_file(MANIFEST, &json)?;
         self.writer.finish()?;
         Ok(manifest)

@@ -62,22 +62,15 @@ pub fn evaluate(
         let (a, b) = (subject.model.vocab_size(), base.model.vocab_size());
         return Err(Error::plan("baseline", format!("has {b} token ids; the model has {a}")));
     }
-    let run = |w: Weighted<'_>| -> Result<(Vec<Array2<f32>>, Box<dyn Head>)> {
-        let mut hidden = embed(&Calibration { model: w.model, windows }, w.weights)?;
-        for index in 0..w.model.blocks() {
-            forward(&*w.model.load_block(w.weights, index)?, &mut hidden)?;
-        }
-        Ok((hidden, w.model.load_head(w.weights)?))
-    };
-    let (hidden, head) = run(subject)?;
-    let base = baseline.map(run).transpose()?;
+    let last = run(subject, windows)?;
+    let base = baseline.map(|b| run(b, windows)).transpose()?;
     let sums: Vec<Sums> = windows
         .windows()
         .par_iter()
         .enumerate()
         .map(|(i, tokens)| {
-            let base = base.as_ref().map(|(hidden, head)| (&hidden[i], &**head));
-            window_sums(tokens, &hidden[i], &*head, base)
+            let base = base.as_ref().map(|b| (&b.hidden[i], &*b.head));
+            window_sums(tokens, &last.hidden[i], &*last.head, base)
         })
         .collect::<Result<_>>()?;
     let mut all = Sums::default();
@@ -97,6 +90,21 @@ pub fn evaluate(
         seconds,
         tokens_per_second: tokens as f64 / seconds,
     })
+}
+
+/// The last hidden states of all windows, and what turns them into logits.
+struct Last {
+    hidden: Vec<Array2<f32>>,
+    head: Box<dyn Head>,
+}
+
+fn run(subject: Weighted<'_>, windows: &TokenWindows) -> Result<Last> {
+    let Weighted { model, weights } = subject;
+    let mut hidden = embed(&Calibration { model, windows }, weights)?;
+    for index in 0..model.blocks() {
+        forward(&*model.load_block(weights, index)?, &mut hidden)?;
+    }
+    Ok(Last { hidden, head: model.load_head(weights)? })
 }
 
 #[derive(Default)]

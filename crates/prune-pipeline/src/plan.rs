@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use prune_allocate::ScoreKind;
 use prune_core::{
-    Budget, LayerInfo, Needs, Pattern, Pruner, ScoredLayer, Scope, TensorInfo, TensorSource,
+    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, ScoredLayer, TensorInfo, TensorSource,
     round_to_pattern,
 };
 use serde::{Deserialize, Serialize};
@@ -117,9 +117,11 @@ impl Plan {
         }
         let dtype = match &recipe.dtype {
             None => None,
-            Some(text) => Some(text.parse().ok().filter(|d: &prune_core::DType| d.is_float()).ok_or_else(
-                || Error::recipe("dtype", format!("`{text}`; expected F32, F16, BF16 or F64")),
-            )?),
+            Some(text) => {
+                Some(text.parse().ok().filter(|d: &prune_core::DType| d.is_float()).ok_or_else(
+                    || Error::recipe("dtype", format!("`{text}`; expected F32, F16, BF16 or F64")),
+                )?)
+            }
         };
         let mut tensors = Vec::new();
         let mut totals = Totals::default();
@@ -260,7 +262,11 @@ fn plan_rule(
         None => Scope::PerLayer,
     };
     let global = scope == Scope::Global;
-    if global && (pruner.needs() != Needs::Nothing || pattern != Pattern::Unstructured || method != "magnitude") {
+    if global
+        && (pruner.needs() != Needs::Nothing
+            || pattern != Pattern::Unstructured
+            || method != "magnitude")
+    {
         return Err(Error::recipe(field("scope"), "`global` is for unstructured magnitude only"));
     }
     if !global {
@@ -295,10 +301,14 @@ fn plan_rule(
         (Some(_), _) => vec![0; layers.len()],
         (None, None) => return Err(Error::recipe(field("sparsity"), "is missing")),
         (None, Some(sparsity)) => {
-            let budget = Budget::sparsity(sparsity).map_err(|e| Error::recipe(field("sparsity"), e))?;
+            let budget =
+                Budget::sparsity(sparsity).map_err(|e| Error::recipe(field("sparsity"), e))?;
             if global {
                 if rule.allocate.is_some() {
-                    return Err(Error::recipe(field("allocate"), "scope `global` is an allocation"));
+                    return Err(Error::recipe(
+                        field("allocate"),
+                        "scope `global` is an allocation",
+                    ));
                 }
                 let owned: Vec<LayerInfo> = layers.iter().map(|l| (*l).clone()).collect();
                 let total = owned.iter().map(LayerInfo::numel).sum();

@@ -124,8 +124,7 @@ impl Recipe {
     /// # Errors
     /// [`Error::Recipe`] for syntax, unknown fields and contradictions.
     pub fn from_yaml(text: &str) -> Result<Self> {
-        let recipe: Recipe =
-            yaml_serde::from_str(text).map_err(|e| Error::recipe("syntax", e))?;
+        let recipe: Recipe = yaml_serde::from_str(text).map_err(|e| Error::recipe("syntax", e))?;
         recipe.check()?;
         Ok(recipe)
     }
@@ -136,7 +135,10 @@ impl Recipe {
     /// [`Error::Recipe`] naming the field.
     pub fn check(&self) -> Result<()> {
         if self.version != 1 {
-            return Err(Error::recipe("version", format!("{} is unknown; expected 1", self.version)));
+            return Err(Error::recipe(
+                "version",
+                format!("{} is unknown; expected 1", self.version),
+            ));
         }
         if self.rules.is_empty() {
             return Err(Error::recipe("rules", "there is none"));

@@ -58,10 +58,12 @@ pub fn verify(directory: &Path) -> Result<Verification> {
         let tensor = planned.name.clone();
         failures.extend(reason.map(|reason| Failure { tensor, reason }));
     }
-    failures.extend(records.into_keys().map(|name| Failure {
-        tensor: name.into(),
-        reason: "recorded, but not planned".into(),
-    }));
+    failures.extend(
+        records.into_keys().map(|name| Failure {
+            tensor: name.into(),
+            reason: "recorded, but not planned".into(),
+        }),
+    );
     for info in checkpoint.tensors() {
         if !manifest.plan.tensors.iter().any(|t| t.name == info.name) {
             failures.push(Failure { tensor: info.name.clone(), reason: "was not planned".into() });
@@ -90,8 +92,10 @@ fn check(
     let Action::Prune { pattern, remove, .. } = &planned.action else {
         let found = tensor_digest(checkpoint, &planned.name)?;
         return Ok((found != record.source_digest).then(|| {
-            format!("is not planned to change, but differs from the source: {found} is not {}",
-                record.source_digest)
+            format!(
+                "is not planned to change, but differs from the source: {found} is not {}",
+                record.source_digest
+            )
         }));
     };
     let bytes = checkpoint.read(&planned.name)?;

@@ -117,7 +117,8 @@ fn read_npy(path: &Path) -> Result<(usize, usize, Vec<u32>)> {
     };
     let header = bytes.get(start..start + length).ok_or_else(header_error)?;
     let header = std::str::from_utf8(header).map_err(|_| header_error())?;
-    let value = |key: &str| header.split_once(key).map(|(_, rest)| rest.trim_start_matches([':', ' ']));
+    let value =
+        |key: &str| header.split_once(key).map(|(_, rest)| rest.trim_start_matches([':', ' ']));
     if value("'fortran_order'").is_none_or(|v| !v.starts_with("False")) {
         return Err(bad("is stored by columns; expected rows (C order)".into()));
     }

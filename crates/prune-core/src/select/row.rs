@@ -43,12 +43,7 @@ struct Split {
 
 /// Appends a bit for each score: 0 for the `k` lowest.
 #[inline(always)]
-fn write_all_but_lowest(
-    scores: &[f32],
-    k: usize,
-    scratch: &mut Scratch,
-    bits: &mut BitWriter<'_>,
-) {
+fn write_all_but_lowest(scores: &[f32], k: usize, scratch: &mut Scratch, bits: &mut BitWriter<'_>) {
     if k == 0 || k >= scores.len() {
         bits.push_run(k == 0, scores.len());
         return;
