@@ -1,5 +1,3 @@
-use std::ops::RangeInclusive;
-
 use super::{Scores, order, row_share};
 use crate::mask::BitWriter;
 use crate::simd::widest;
@@ -20,7 +18,10 @@ pub(super) fn select(scores: &Scores<'_>, remove: usize) -> Result<Mask> {
     Mask::build(rows, cols, scratch, |(row_scores, scratch), row, bits| {
         scores.write(row, row_scores)?;
         let k = row_share(rows, remove, row);
-        widest(|| write_all_but_lowest(row_scores, k, scratch, bits));
+        widest(
+            #[inline(always)]
+            || write_all_but_lowest(row_scores, k, scratch, bits),
+        );
         Ok(())
     })
 }
@@ -29,30 +30,19 @@ pub(super) fn select(scores: &Scores<'_>, remove: usize) -> Result<Mask> {
 #[derive(Default)]
 struct Scratch {
     keys: Vec<u32>,
-    words: Vec<Split>,
-}
-
-/// Where 64 scores lie: bit `i` speaks of score `i`.
-#[derive(Clone, Copy)]
-struct Split {
-    /// Above the bracket.
-    above: u64,
-    /// In the bracket.
-    inside: u64,
+    places: Vec<usize>,
 }
 
 /// Appends a bit for each score: 0 for the `k` lowest.
 #[inline(always)]
 fn write_all_but_lowest(scores: &[f32], k: usize, scratch: &mut Scratch, bits: &mut BitWriter<'_>) {
-    if k == 0 || k >= scores.len() {
-        bits.push_run(k == 0, scores.len());
+    let n = scores.len();
+    if k == 0 || k >= n {
+        bits.push_run(k == 0, n);
         return;
     }
-    match bracket(scores, k, scratch) {
-        Some(below) => {
-            let cut = cut(&mut scratch.keys, k - below);
-            write_split(scores, &scratch.words, cut, bits);
-        }
+    match bracket(scores, k, &mut scratch.keys) {
+        Some(bracket) => write_bracketed(scores, bracket, k, scratch, bits),
         None => {
             scratch.keys.clear();
             scratch.keys.extend(scores.iter().map(|s| order::key(*s)));
@@ -69,54 +59,79 @@ fn cut(keys: &mut [u32], k: usize) -> Cut {
     Cut { at: order::score(at), ties: k - less, tied }
 }
 
+/// The `k`-th lowest score is at least `low` and below `high`.
+#[derive(Debug, Clone, Copy)]
+struct Bracket {
+    low: f32,
+    high: f32,
+    below_low: usize,
+    below_high: usize,
+}
+
+impl Bracket {
+    fn inside(&self) -> usize {
+        self.below_high - self.below_low
+    }
+
+    /// The part that holds rank `k` of the three into which `low` and `high` cut this bracket.
+    #[inline(always)]
+    fn narrow(&mut self, scores: &[f32], k: usize, low: f32, high: f32) {
+        let (below_low, below_high) = count_below(scores, low, high);
+        if k <= below_low {
+            (self.high, self.below_high) = (low, below_low);
+        } else if k <= below_high {
+            *self = Bracket { low, high, below_low, below_high };
+        } else {
+            (self.low, self.below_low) = (high, below_high);
+        }
+    }
+}
+
 /// Rows shorter than this are not worth sampling.
 const SAMPLED_FROM: usize = 2048;
-const SAMPLE: usize = 256;
+const SAMPLE: usize = 128;
 
-/// Leaves the few scores around the `k`-th lowest in the scratch and returns how many are below
-/// them all, or `None` when the guess missed.
+/// A bracket of few scores about the `k`-th lowest, or `None` where that is not worth its while: in
+/// short rows and where very many scores are equal.
 ///
-/// A sample brackets the rank (Floyd and Rivest 1975), counting at both ends and interpolating
-/// between them narrows the bracket to some percent of the row: two passes of comparisons alone
-/// in place of a partition. The answer is exact since the last pass counts.
+/// A sample gives the first bracket (Floyd and Rivest 1975); interpolation between its ends, whose
+/// ranks are counted, narrows it. Each step is a pass of comparisons without branches, many times
+/// as fast as a partition, and the bracket holds whatever the sample was.
 #[inline(always)]
-fn bracket(scores: &[f32], k: usize, scratch: &mut Scratch) -> Option<usize> {
+fn bracket(scores: &[f32], k: usize, sample: &mut Vec<u32>) -> Option<Bracket> {
+    const FEW: usize = 24;
     let n = scores.len();
     if n < SAMPLED_FROM {
         return None;
     }
-    let sample = &mut scratch.keys;
     sample.clear();
     sample.extend(scores.iter().step_by(n / SAMPLE).take(SAMPLE).map(|s| order::key(*s)));
     let part = k as f64 / n as f64;
     let rank = part * SAMPLE as f64;
     // Three standard deviations of a sample quantile.
     let margin = 3.0 * (rank * (1.0 - part)).sqrt() + 1.0;
-    let (first, last) = ((rank - margin).max(0.0) as usize, (rank + margin) as usize);
-    let high = match last {
-        SAMPLE.. => f32::MAX,
-        _ => order::score(*sample.select_nth_unstable(last).1),
-    };
-    let low = match first {
-        0 => f32::MIN,
-        _ => order::score(*sample[..last.min(SAMPLE)].select_nth_unstable(first).1),
-    };
-    let wide = low..=high;
-    if first > 0 && last < SAMPLE {
-        let (below_low, below_high) = count_below(scores, low, high);
-        if below_low < k && k <= below_high {
-            let inside = (below_high - below_low) as f64;
-            let step = (f64::from(high) - f64::from(low)) / inside;
-            let guess = f64::from(low) + (k - below_low) as f64 * step;
-            // What interpolation may be off by: curvature, and the scatter of single scores.
-            let slack = (0.03 * inside + 2.0 * inside.sqrt()) * step;
-            let narrow = ((guess - slack) as f32).max(low)..=((guess + slack) as f32).min(high);
-            if let Some(below) = split(scores, narrow, k, scratch) {
-                return Some(below);
-            }
+    let first = (rank - margin).max(0.0) as usize;
+    let last = ((rank + margin) as usize).min(SAMPLE - 1);
+    let high = order::score(*sample.select_nth_unstable(last).1);
+    let low = order::score(*sample[..=last].select_nth_unstable(first).1);
+
+    let (low_end, high_end) = (f32::NEG_INFINITY, f32::INFINITY);
+    let mut bracket = Bracket { low: low_end, high: high_end, below_low: 0, below_high: n };
+    bracket.narrow(scores, k, low, high);
+    for _ in 0..4 {
+        let (low, high) = (f64::from(bracket.low), f64::from(bracket.high));
+        let inside = bracket.inside() as f64;
+        let step = (high - low) / inside;
+        if bracket.inside() <= FEW || !step.is_finite() {
+            break;
         }
+        let guess = low + ((k - bracket.below_low) as f64 - 0.5) * step;
+        // What interpolation may be off by: curvature, and the scatter of single scores.
+        let slack = (0.02 * inside + 1.5 * inside.sqrt()) * step;
+        let clamp = |at: f64| (at as f32).clamp(bracket.low, bracket.high);
+        bracket.narrow(scores, k, clamp(guess - slack), clamp(guess + slack));
     }
-    split(scores, wide, k, scratch)
+    (bracket.inside() <= n / 8).then_some(bracket)
 }
 
 /// How many scores are below `low` and below `high`.
@@ -135,70 +150,54 @@ fn count_below(scores: &[f32], low: f32, high: f32) -> (usize, usize) {
     (below_low, below_high)
 }
 
-/// Splits the scores by a bracket and collects those inside; returns the number below, if the
-/// `k`-th lowest is among those inside.
+/// Appends a bit for each score: 0 for the `k` lowest, the last of which is inside the bracket.
 #[inline(always)]
-fn split(
+fn write_bracketed(
     scores: &[f32],
-    bracket: RangeInclusive<f32>,
+    bracket: Bracket,
     k: usize,
     scratch: &mut Scratch,
-) -> Option<usize> {
-    let Scratch { keys, words } = scratch;
+    bits: &mut BitWriter<'_>,
+) {
+    let Scratch { keys, places } = scratch;
+    let Bracket { low, high, below_low, .. } = bracket;
     keys.clear();
-    words.clear();
-    let (low, high) = bracket.into_inner();
+    places.clear();
     let (chunks, tail) = scores.as_chunks::<64>();
-    let mut not_below = 0;
-    for chunk in chunks {
-        let (mut above, mut at_least) = ([0; 64], [0; 64]);
-        for i in 0..64 {
-            above[i] = u8::from(chunk[i] > high);
-            at_least[i] = u8::from(chunk[i] >= low);
+    for (c, chunk) in chunks.iter().enumerate() {
+        let at_least_high = at_least(chunk, high);
+        bits.push(at_least_high, 64);
+        let mut inside = at_least(chunk, low) & !at_least_high;
+        while inside != 0 {
+            places.push(64 * c + inside.trailing_zeros() as usize);
+            inside &= inside - 1;
         }
-        let (above, at_least) = (pack(&above), pack(&at_least));
-        let inside = at_least & !above;
-        words.push(Split { above, inside });
-        not_below += at_least.count_ones() as usize;
-        set_bits(inside).for_each(|i| keys.push(order::key(chunk[i])));
     }
-    if !tail.is_empty() {
-        let mut word = Split { above: 0, inside: 0 };
-        for (i, s) in tail.iter().enumerate() {
-            word.above |= u64::from(*s > high) << i;
-            word.inside |= u64::from((low..=high).contains(s)) << i;
+    for (i, s) in tail.iter().enumerate() {
+        bits.push_run(*s >= high, 1);
+        if *s >= low && *s < high {
+            places.push(64 * chunks.len() + i);
         }
-        words.push(word);
-        not_below += (word.above | word.inside).count_ones() as usize;
-        set_bits(word.inside).for_each(|i| keys.push(order::key(tail[i])));
     }
-    let below = scores.len() - not_below;
-    (below < k && k <= below + keys.len()).then_some(below)
-}
-
-/// Appends a bit for each score: whether the cut, which lies inside the bracket, keeps it.
-#[inline(always)]
-fn write_split(scores: &[f32], words: &[Split], cut: Cut, bits: &mut BitWriter<'_>) {
-    let mut ties = cut.ties;
-    for (chunk, word) in scores.chunks(64).zip(words) {
-        let mut kept = word.above;
-        for i in set_bits(word.inside) {
-            let tie = chunk[i] == cut.at && ties > 0;
-            ties -= usize::from(tie);
-            kept |= u64::from(chunk[i] >= cut.at && !tie) << i;
+    keys.extend(places.iter().map(|i| order::key(scores[*i])));
+    let Cut { at, mut ties, .. } = cut(keys, k - below_low);
+    for &i in &*places {
+        let tie = scores[i] == at && ties > 0;
+        ties -= usize::from(tie);
+        if scores[i] >= at && !tie {
+            bits.set_back(scores.len(), i);
         }
-        bits.push(kept, chunk.len());
     }
 }
 
-/// The places of the bits of a word that are 1, ascending.
+/// Bit `i` says whether score `i` is at least `limit`.
 #[inline(always)]
-fn set_bits(mut word: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let place = word.trailing_zeros() as usize;
-        word &= word.wrapping_sub(1);
-        (place < 64).then_some(place)
-    })
+fn at_least(scores: &[f32; 64], limit: f32) -> u64 {
+    let mut bytes = [0; 64];
+    for i in 0..64 {
+        bytes[i] = u8::from(scores[i] >= limit);
+    }
+    pack(&bytes)
 }
 
 /// Appends a bit for each score: whether the cut keeps it.
@@ -310,8 +309,9 @@ mod tests {
     #[test]
     fn a_random_row_needs_few_candidates() {
         let scores = row_of_kind(0, 11008, 3);
-        let mut scratch = Scratch::default();
-        bracket(&scores, 5504, &mut scratch).unwrap();
-        assert!(scratch.keys.len() < 11008 / 20, "{}", scratch.keys.len());
+        for k in [100, 1101, 5504, 9907, 11000] {
+            let found = bracket(&scores, k, &mut Vec::new()).unwrap();
+            assert!(found.inside() < 100, "{found:?}");
+        }
     }
 }
