@@ -1,0 +1,1 @@
+//! Scores of layers, blocks and weights: what a network can do without.

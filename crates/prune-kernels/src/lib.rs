@@ -1,0 +1,1 @@
+//! Products with sparse and quantized matrices, fast on any CPU.

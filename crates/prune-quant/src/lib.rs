@@ -1,0 +1,1 @@
+//! Quantizers for weights and KV caches, bit packing, and layer-wise bit widths.

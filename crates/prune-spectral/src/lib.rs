@@ -1,0 +1,1 @@
+//! Spectral densities of weights: heavy-tail exponents, WeightWatcher metrics and FARMS.
