@@ -85,6 +85,17 @@ pub enum Error {
         /// What is needed: "column statistics", "a Gram matrix".
         needed: &'static str,
     },
+    /// A Gram matrix that stays indefinite or singular however much is added to its diagonal.
+    #[error(
+        "{layer}: the Gram matrix has no Cholesky factor even with {damping} of its mean diagonal \
+         added; calibrate on more tokens or ask for more damping"
+    )]
+    Indefinite {
+        /// The layer.
+        layer: String,
+        /// The last damping that was tried, over the mean of the diagonal.
+        damping: f64,
+    },
     /// Parts of a sparse matrix that contradict each other.
     #[error("invalid {format}: {field}: {reason}")]
     InvalidSparse {

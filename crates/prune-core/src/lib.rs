@@ -5,6 +5,7 @@ mod error;
 mod layer;
 mod mask;
 mod pattern;
+mod pruned;
 mod score_pruner;
 mod seed;
 mod select;
@@ -19,6 +20,7 @@ pub use error::{Error, Result, Violation, check_finite};
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};
 pub use mask::Mask;
 pub use pattern::{Pattern, Scope};
+pub use pruned::{PruneReport, Pruned};
 pub use score_pruner::{ScorePruner, prune_by_score};
 pub use seed::{Seed, SeedStream};
 pub use select::{
@@ -29,6 +31,6 @@ pub use sparse::{Bitmask, Bsr, Csr, Element, NmPacked, SparseMatrix};
 pub use stats::{ColumnStats, GramAccumulator};
 pub use tensor::{DType, TensorInfo, TensorSink, TensorSource, decode_f32, encode_f32};
 pub use traits::{
-    Allocator, Block, BlockModel, Head, LayerStats, Needs, Objective, Observer, Pruned, Pruner,
-    RowScorer, ScoredLayer, Target, WeightScorer,
+    Allocator, Block, BlockModel, Head, LayerStats, Needs, Objective, Observer, Pruner, RowScorer,
+    ScoredLayer, Target, WeightScorer,
 };

@@ -98,7 +98,7 @@ pub fn prune_by_score(
     selectable(scorer.name(), target.pattern, target.scope)?;
     let mask = select_by_score(scorer, weight.view(), stats, target)?;
     mask.apply(weight)?;
-    Ok(Pruned { mask })
+    Ok(Pruned::new(mask))
 }
 
 fn select_by_score(

@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::{
-    Allocation, Budget, ColumnStats, Error, GramAccumulator, LayerId, LayerInfo, Mask, Pattern,
+    Allocation, Budget, ColumnStats, Error, GramAccumulator, LayerId, LayerInfo, Pattern, Pruned,
     Result, Scope, SeedStream, TensorSource,
 };
 
@@ -24,6 +24,18 @@ impl LayerStats {
             layer: layer.to_string(),
             method: method.to_string(),
             needed: "column statistics",
+        })
+    }
+
+    /// The Gram matrix, or the error that says which layer lacks it.
+    ///
+    /// # Errors
+    /// [`Error::NoStatistics`] when there is none or it saw no token.
+    pub fn require_gram(&self, layer: &LayerId, method: &str) -> Result<&GramAccumulator> {
+        self.gram.as_ref().filter(|g| g.count() > 0).ok_or_else(|| Error::NoStatistics {
+            layer: layer.to_string(),
+            method: method.to_string(),
+            needed: "a Gram matrix",
         })
     }
 }
@@ -90,13 +102,6 @@ pub struct Target<'a> {
     pub remove: usize,
     /// The layer's own random numbers.
     pub stream: SeedStream,
-}
-
-/// What a pruner did.
-#[derive(Debug, Clone)]
-pub struct Pruned {
-    /// The weights that were kept.
-    pub mask: Mask,
 }
 
 /// Removes weights of one layer in place; may change those that stay.
