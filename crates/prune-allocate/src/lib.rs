@@ -25,8 +25,8 @@
 //! | [`Erk`] | shapes | falls with all dimensions |
 //! | [`Owl`] | outliers of each block | grows with the outliers of its block |
 //!
-//! [`OutlierDistribution`] measures what [`Owl`] reads; [`owl_n_m`] is its form for N:M patterns.
-//! [`allocator`] finds an allocator by name, [`allocators`] lists them.
+//! [`owl_n_m`] is the form of [`Owl`] for N:M patterns. [`allocator`] finds an allocator by name,
+//! [`allocators`] lists them. The crate `prune-importance` measures the scores.
 
 mod erk;
 mod fill;
@@ -36,6 +36,6 @@ mod registry;
 mod uniform;
 
 pub use erk::{Er, Erk};
-pub use owl::{Fidelity, OutlierCount, OutlierDistribution, Owl, owl_n_m};
+pub use owl::{Fidelity, Owl, owl_n_m};
 pub use registry::{AllocatorEntry, ScoreKind, allocator, allocators};
 pub use uniform::{Uniform, UniformPlus};

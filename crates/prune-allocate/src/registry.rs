@@ -8,8 +8,8 @@ use crate::{Er, Erk, Owl, Uniform, UniformPlus};
 pub enum ScoreKind {
     /// Nothing.
     Unused,
-    /// The outlier percentage of the layer's block; see
-    /// [`OutlierDistribution`](crate::OutlierDistribution).
+    /// The outlier percentage of the layer's block, as `prune_importance::OutlierDistribution`
+    /// measures it.
     OutlierDistribution,
 }
 

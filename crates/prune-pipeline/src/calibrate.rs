@@ -1,8 +1,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use ndarray::Array2;
-use prune_allocate::OutlierDistribution;
 use prune_core::{Block, BlockModel, ColumnStats, LayerId, TensorSource};
+use prune_importance::OutlierDistribution;
 use rayon::prelude::*;
 
 use crate::{Result, TokenWindows};
@@ -92,7 +92,6 @@ pub(crate) fn outlier_scores(
     source: &dyn TensorSource,
     calibration: &Calibration<'_>,
 ) -> Result<Vec<f64>> {
-    const MULTIPLIER: f64 = 5.0;
     let model = calibration.model;
     let mut hidden = embed(calibration, source)?;
     let mut scores = Vec::new();
@@ -102,7 +101,7 @@ pub(crate) fn outlier_scores(
         let wanted = layers.iter().map(|id| (*id).clone()).collect();
         let block = model.load_block(source, index)?;
         let stats = observe(&*block, &hidden, &wanted)?;
-        let mut first = OutlierDistribution::new(MULTIPLIER)?;
+        let mut first = OutlierDistribution::new(OutlierDistribution::MULTIPLIER)?;
         for id in &layers {
             if let Some(stats) = stats.get(*id) {
                 first.observe(id, source.read_matrix(&id.weight_name())?.view(), stats)?;

@@ -17,9 +17,9 @@ pub enum Fidelity {
 
 /// Outlier-weighed sparsity: blocks with more outliers keep more.
 ///
-/// The score of a layer is the outlier percentage D of the block it stands in
-/// ([`OutlierDistribution`](crate::OutlierDistribution)); all layers of a block get the same
-/// density. Layers outside the blocks stand for themselves.
+/// The score of a layer is the outlier percentage D of the block it stands in, as
+/// `prune_importance::OutlierDistribution` measures it; all layers of a block get the same density.
+/// Layers outside the blocks stand for themselves.
 ///
 /// ```text
 /// δ = 2λ · (D − min D) / (max D − min D)

@@ -1,7 +1,5 @@
 mod map;
 mod n_m;
-mod outlier;
 
 pub use map::{Fidelity, Owl};
 pub use n_m::owl_n_m;
-pub use outlier::{OutlierCount, OutlierDistribution};

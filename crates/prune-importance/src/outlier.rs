@@ -21,7 +21,7 @@ use prune_core::{ColumnStats, Error, LayerId, Result};
 ///
 /// ```
 /// use ndarray::array;
-/// use prune_allocate::OutlierDistribution;
+/// use prune_importance::OutlierDistribution;
 /// use prune_core::{ColumnStats, LayerId};
 ///
 /// let weight = array![[1.0, -2.0, 0.5], [0.25, 4.0, -1.0]];
