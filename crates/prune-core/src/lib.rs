@@ -2,6 +2,7 @@
 
 mod allocation;
 mod error;
+mod gram;
 mod layer;
 mod mask;
 mod pattern;
@@ -17,6 +18,7 @@ mod traits;
 
 pub use allocation::{Allocation, Budget, round_to_budget, scale_with_cap};
 pub use error::{Error, Result, Violation, check_finite};
+pub use gram::GramAccumulator;
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};
 pub use mask::Mask;
 pub use pattern::{Pattern, Scope};
@@ -28,7 +30,7 @@ pub use select::{
     row_share, select, selectable,
 };
 pub use sparse::{Bitmask, Bsr, Csr, Element, NmPacked, SparseMatrix};
-pub use stats::{ColumnStats, GramAccumulator};
+pub use stats::ColumnStats;
 pub use tensor::{DType, TensorInfo, TensorSink, TensorSource, decode_f32, encode_f32};
 pub use traits::{
     Allocator, Block, BlockModel, Head, LayerStats, Needs, Objective, Observer, Pruner, RowScorer,

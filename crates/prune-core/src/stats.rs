@@ -1,4 +1,4 @@
-use ndarray::{Array2, ArrayView2};
+use ndarray::ArrayView2;
 
 use crate::{Error, Result, check_finite};
 
@@ -179,81 +179,6 @@ impl ColumnStats {
     }
 }
 
-/// The Gram matrix `X^T X` over calibration tokens, `channels x channels`, in f64.
-///
-/// Streaming and mergeable. Memory 8·channels² bytes. SparseGPT's Hessian is twice this divided by
-/// the number of sequences.
-///
-/// ```
-/// use ndarray::array;
-/// use prune_core::GramAccumulator;
-///
-/// let mut gram = GramAccumulator::new(2);
-/// gram.update("x", array![[1.0, 2.0], [3.0, 4.0]].view())?;
-/// assert_eq!(gram.matrix(), array![[10.0, 14.0], [14.0, 20.0]]);
-/// # Ok::<(), prune_core::Error>(())
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct GramAccumulator {
-    count: u64,
-    sum: Array2<f64>,
-}
-
-impl GramAccumulator {
-    /// No tokens yet, `channels` input channels.
-    pub fn new(channels: usize) -> Self {
-        Self { count: 0, sum: Array2::zeros((channels, channels)) }
-    }
-
-    /// Adds the rows of `inputs` (`tokens x channels`): one product of cost tokens · channels².
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when the channels differ; [`Error::NotFinite`] naming `what`.
-    pub fn update(&mut self, what: &str, inputs: ArrayView2<'_, f32>) -> Result<()> {
-        if inputs.ncols() != self.sum.ncols() {
-            return Err(Error::Shape {
-                what: what.to_string(),
-                found: vec![inputs.nrows(), inputs.ncols()],
-                expected: vec![inputs.nrows(), self.sum.ncols()],
-            });
-        }
-        if let Some(values) = inputs.as_standard_layout().as_slice() {
-            check_finite(what, values)?;
-        }
-        let x = inputs.mapv(f64::from);
-        ndarray::linalg::general_mat_mul(1.0, &x.t(), &x, 1.0, &mut self.sum);
-        self.count += inputs.nrows() as u64;
-        Ok(())
-    }
-
-    /// Adds what `other` saw.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when the channels differ.
-    pub fn merge(&mut self, other: &GramAccumulator) -> Result<()> {
-        if self.sum.dim() != other.sum.dim() {
-            return Err(Error::Shape {
-                what: "Gram matrix".to_string(),
-                found: other.sum.shape().to_vec(),
-                expected: self.sum.shape().to_vec(),
-            });
-        }
-        self.sum += &other.sum;
-        self.count += other.count;
-        Ok(())
-    }
-
-    /// Tokens seen.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// `X^T X`.
-    pub fn matrix(&self) -> ArrayView2<'_, f64> {
-        self.sum.view()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,17 +211,6 @@ mod tests {
         ];
         for (got, want) in stats.mean().iter().zip(mean) {
             assert_relative_eq!(*got, want, epsilon = 1e-6);
-        }
-    }
-
-    #[test]
-    fn gram_matches_the_reference() {
-        let mut gram = GramAccumulator::new(8);
-        gram.update("x", fixture().view()).unwrap();
-        // H = 2 G / sequences with two sequences is G.
-        let row = [9.908745, 0.617795, 4.745966, 2.436556, 2.103271, 1.949367, 1.848526, 1.768046];
-        for (got, want) in gram.matrix().row(0).iter().zip(row) {
-            assert_relative_eq!(*got, want, epsilon = 2e-6);
         }
     }
 
