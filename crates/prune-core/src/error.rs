@@ -106,6 +106,24 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A scheme that a quantizer cannot make.
+    #[error("{method} does not support the scheme `{scheme}`: {reason}")]
+    UnsupportedScheme {
+        /// The method.
+        method: String,
+        /// The scheme that was asked for.
+        scheme: crate::QuantScheme,
+        /// Why not, and what to use instead.
+        reason: String,
+    },
+    /// Parts of a quantised matrix that contradict each other, or packed codes of a wrong length.
+    #[error("invalid quantised matrix: {field}: {reason}")]
+    InvalidQuantized {
+        /// The part at fault.
+        field: &'static str,
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// A budget that the layers cannot meet.
     #[error("infeasible budget: {0}")]
     Infeasible(String),

@@ -3,7 +3,7 @@ use ndarray::ArrayView2;
 use crate::{Error, Result, check_finite};
 
 /// Statistics of each input channel over calibration tokens: count, mean, sum of squared
-/// deviations (M2) and sum of squares, all in f64.
+/// deviations (M2), sum of squares, sum and largest of the absolute values, all in f64.
 ///
 /// Streaming and mergeable: chunks are summed about their own mean and joined by Chan's update, so
 /// a large mean does not eat the variance. Merging the same parts in the same order gives the same
@@ -19,6 +19,7 @@ use crate::{Error, Result, check_finite};
 /// assert_eq!(stats.mean(), [3.5, 1.0]);
 /// assert_eq!(stats.squared_norm(), [25.0, 2.0]);
 /// assert_eq!(stats.variance(), [0.25, 0.0]);
+/// assert_eq!((stats.abs_sum(), stats.abs_max()), (&[7.0, 2.0][..], &[4.0, 1.0][..]));
 /// # Ok::<(), prune_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,8 @@ pub struct ColumnStats {
     mean: Vec<f64>,
     m2: Vec<f64>,
     squared_norm: Vec<f64>,
+    abs_sum: Vec<f64>,
+    abs_max: Vec<f64>,
 }
 
 impl ColumnStats {
@@ -37,6 +40,8 @@ impl ColumnStats {
             mean: vec![0.0; channels],
             m2: vec![0.0; channels],
             squared_norm: vec![0.0; channels],
+            abs_sum: vec![0.0; channels],
+            abs_max: vec![0.0; channels],
         }
     }
 
@@ -44,14 +49,22 @@ impl ColumnStats {
     ///
     /// # Errors
     /// [`Error::Shape`] when the lengths differ; [`Error::NotFinite`]; [`Error::OutOfRange`] for a
-    /// negative sum of squares.
+    /// negative sum or maximum of squares or absolute values.
     pub fn from_parts(
         count: u64,
         mean: Vec<f64>,
         m2: Vec<f64>,
         squared_norm: Vec<f64>,
+        abs_sum: Vec<f64>,
+        abs_max: Vec<f64>,
     ) -> Result<Self> {
-        for (what, v) in [("m2", &m2), ("squared_norm", &squared_norm)] {
+        let positive = [
+            ("m2", &m2),
+            ("squared_norm", &squared_norm),
+            ("abs_sum", &abs_sum),
+            ("abs_max", &abs_max),
+        ];
+        for (what, v) in positive {
             if v.len() != mean.len() {
                 return Err(Error::Shape {
                     what: format!("column statistics ({what})"),
@@ -67,7 +80,7 @@ impl ColumnStats {
                 ));
             }
         }
-        for (what, v) in [("mean", &mean), ("m2", &m2), ("squared_norm", &squared_norm)] {
+        for (what, v) in [("mean", &mean)].into_iter().chain(positive) {
             if let Some(index) = v.iter().position(|x| !x.is_finite()) {
                 return Err(Error::NotFinite {
                     what: format!("column statistics ({what})"),
@@ -76,7 +89,7 @@ impl ColumnStats {
                 });
             }
         }
-        Ok(Self { count, mean, m2, squared_norm })
+        Ok(Self { count, mean, m2, squared_norm, abs_sum, abs_max })
     }
 
     /// Adds the rows of `inputs` (`tokens x channels`). O(tokens · channels), no allocation that
@@ -106,6 +119,11 @@ impl ColumnStats {
                 let x = f64::from(*x);
                 *sum += x;
                 *squares += x * x;
+            }
+            for ((sum, max), x) in part.abs_sum.iter_mut().zip(&mut part.abs_max).zip(row) {
+                let x = f64::from(x.abs());
+                *sum += x;
+                *max = max.max(x);
             }
         }
         let scale = 1.0 / part.count as f64;
@@ -141,6 +159,8 @@ impl ColumnStats {
             self.mean[j] += delta * (b / total);
             self.m2[j] += other.m2[j] + delta * delta * (a * b / total);
             self.squared_norm[j] += other.squared_norm[j];
+            self.abs_sum[j] += other.abs_sum[j];
+            self.abs_max[j] = self.abs_max[j].max(other.abs_max[j]);
         }
         self.count += other.count;
         Ok(())
@@ -170,6 +190,16 @@ impl ColumnStats {
     /// divided by the number of sequences, SparseGPT's diagonal twice that.
     pub fn squared_norm(&self) -> &[f64] {
         &self.squared_norm
+    }
+
+    /// Sum of absolute values of each channel. AWQ weighs channels by this divided by the count.
+    pub fn abs_sum(&self) -> &[f64] {
+        &self.abs_sum
+    }
+
+    /// Largest absolute value of each channel, which SmoothQuant evens out.
+    pub fn abs_max(&self) -> &[f64] {
+        &self.abs_max
     }
 
     /// Population variance of each channel; 0 before the first token.

@@ -1,0 +1,293 @@
+//! Codes of one to eight bits in words, and back.
+
+use crate::{Error, Result};
+
+/// `codes` as a dense little-endian bitstream in 32-bit words, least significant bit first: code
+/// `i` occupies bits `[bits·i, bits·(i+1))` and may cross words. `⌈n·bits/32⌉` words, the spare
+/// bits 0.
+///
+/// This is the packing of GPTQ files (also their 3-bit one), of compressed-tensors from 0.18 on and
+/// of KIVI. Bits of a code above `bits` are dropped. Widths outside 1 to 8 are taken as the nearest
+/// of them.
+///
+/// ```
+/// use prune_core::{pack_dense, unpack_dense};
+/// let codes = [0, 1, 7, 8, 9, 10, 14, 15];
+/// assert_eq!(pack_dense(&codes, 4), [0xfea9_8710]);
+/// assert_eq!(unpack_dense(&pack_dense(&codes, 4), 4, 8)?, codes);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+pub fn pack_dense(codes: &[u8], bits: u32) -> Vec<u32> {
+    let bits = bits.clamp(1, 8);
+    let mut words = Vec::with_capacity((codes.len() * bits as usize).div_ceil(32));
+    let (mut word, mut used) = (0u64, 0);
+    for code in codes {
+        word |= u64::from(u32::from(*code) & mask(bits)) << used;
+        used += bits;
+        if used >= 32 {
+            words.push(word as u32);
+            word >>= 32;
+            used -= 32;
+        }
+    }
+    if used > 0 {
+        words.push(word as u32);
+    }
+    words
+}
+
+/// The first `count` codes of a bitstream made by [`pack_dense`].
+///
+/// # Errors
+/// [`Error::InvalidQuantized`] unless `words` has exactly `⌈count·bits/32⌉` words.
+pub fn unpack_dense(words: &[u32], bits: u32, count: usize) -> Result<Vec<u8>> {
+    let bits = bits.clamp(1, 8);
+    check_words(words, dense_words(count, bits))?;
+    let mut codes = Vec::with_capacity(count);
+    let (mut word, mut held) = (0u64, 0);
+    let mut rest = words.iter();
+    for _ in 0..count {
+        if held < bits {
+            word |= u64::from(rest.next().copied().unwrap_or_default()) << held;
+            held += 32;
+        }
+        codes.push((word as u32 & mask(bits)) as u8);
+        word >>= bits;
+        held -= bits;
+    }
+    Ok(codes)
+}
+
+/// The words that [`pack_dense`] makes of `count` codes.
+pub fn dense_words(count: usize, bits: u32) -> Option<usize> {
+    Some(count.checked_mul(bits as usize)?.div_ceil(32))
+}
+
+/// `codes` in lanes: `⌊32/bits⌋` whole codes a word, least significant first, the spare top bits 0.
+///
+/// Equal to [`pack_dense`] for widths that divide 32. compressed-tensors before 0.18 packed all
+/// widths like this.
+///
+/// ```
+/// use prune_core::{pack_lanes, unpack_lanes};
+/// let codes = [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3];
+/// let words = pack_lanes(&codes, 3);
+/// assert_eq!(words.len(), 2); // ten codes, then one
+/// assert_eq!(unpack_lanes(&words, 3, 11)?, codes);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+pub fn pack_lanes(codes: &[u8], bits: u32) -> Vec<u32> {
+    let bits = bits.clamp(1, 8);
+    let word =
+        |lane: &[u8]| lane.iter().rev().fold(0u32, |w, c| w << bits | (u32::from(*c) & mask(bits)));
+    codes.chunks(lanes(bits)).map(word).collect()
+}
+
+/// The first `count` codes of words made by [`pack_lanes`].
+///
+/// # Errors
+/// [`Error::InvalidQuantized`] unless `words` has exactly `⌈count/⌊32/bits⌋⌉` words.
+pub fn unpack_lanes(words: &[u32], bits: u32, count: usize) -> Result<Vec<u8>> {
+    let bits = bits.clamp(1, 8);
+    check_words(words, Some(count.div_ceil(lanes(bits))))?;
+    let code = |i: usize| words[i / lanes(bits)] >> (i % lanes(bits) * bits as usize);
+    Ok((0..count).map(|i| (code(i) & mask(bits)) as u8).collect())
+}
+
+/// Where the nibbles of four-bit codes stand in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NibbleOrder {
+    /// Code 2k in the low nibble of byte k, 2k+1 in the high one: compressed-tensors' FP4.
+    EvenLow,
+    /// Code 2k in the high nibble of byte k, 2k+1 in the low one: bitsandbytes' NF4.
+    EvenHigh,
+    /// Code j in the low nibble of byte j, j + n/2 in the high one: blocks of GGUF. Odd counts are
+    /// taken as if a zero followed.
+    Halves,
+}
+
+impl NibbleOrder {
+    /// `⌈n/2⌉` bytes; a spare nibble is 0.
+    ///
+    /// ```
+    /// use prune_core::NibbleOrder;
+    /// let codes = [1, 2, 3, 4];
+    /// assert_eq!(NibbleOrder::EvenLow.pack(&codes), [0x21, 0x43]);
+    /// assert_eq!(NibbleOrder::EvenHigh.pack(&codes), [0x12, 0x34]);
+    /// assert_eq!(NibbleOrder::Halves.pack(&codes), [0x31, 0x42]);
+    /// ```
+    pub fn pack(self, codes: &[u8]) -> Vec<u8> {
+        let bytes = codes.len().div_ceil(2);
+        let code = |i: usize| codes.get(i).map_or(0, |c| c & 15);
+        (0..bytes)
+            .map(|k| {
+                let (low, high) = self.places(k, bytes);
+                code(low) | code(high) << 4
+            })
+            .collect()
+    }
+
+    /// The first `count` codes of bytes made by [`NibbleOrder::pack`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidQuantized`] unless there are exactly `⌈count/2⌉` bytes.
+    pub fn unpack(self, bytes: &[u8], count: usize) -> Result<Vec<u8>> {
+        if bytes.len() != count.div_ceil(2) {
+            return Err(wrong_length("bytes", bytes.len(), Some(count.div_ceil(2))));
+        }
+        let mut codes = vec![0; 2 * bytes.len()];
+        for (k, byte) in bytes.iter().enumerate() {
+            let (low, high) = self.places(k, bytes.len());
+            codes[low] = byte & 15;
+            codes[high] = byte >> 4;
+        }
+        codes.truncate(count);
+        Ok(codes)
+    }
+
+    /// The codes in the low and in the high nibble of byte `k` of `bytes`.
+    fn places(self, k: usize, bytes: usize) -> (usize, usize) {
+        match self {
+            NibbleOrder::EvenLow => (2 * k, 2 * k + 1),
+            NibbleOrder::EvenHigh => (2 * k + 1, 2 * k),
+            NibbleOrder::Halves => (k, k + bytes),
+        }
+    }
+}
+
+/// Nibble `i` of an AWQ word holds this column of the eight that share it.
+pub const AWQ_ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+/// Four-bit `codes` in the interleaved order of AWQ's `gemm` files: nibble `i` of a word holds
+/// column [`AWQ_ORDER`]`[i]` of its eight. A last word is filled up with zeros.
+///
+/// ```
+/// use prune_core::{pack_awq, unpack_awq};
+/// assert_eq!(pack_awq(&[0, 1, 2, 3, 4, 5, 6, 7]), [0x7531_6420]);
+/// assert_eq!(unpack_awq(&[0x7531_6420], 8)?, [0, 1, 2, 3, 4, 5, 6, 7]);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+pub fn pack_awq(codes: &[u8]) -> Vec<u32> {
+    let word = |eight: &[u8]| {
+        AWQ_ORDER.iter().enumerate().fold(0, |word, (nibble, column)| {
+            let code = eight.get(*column).map_or(0, |c| u32::from(c & 15));
+            word | code << (4 * nibble)
+        })
+    };
+    codes.chunks(8).map(word).collect()
+}
+
+/// The first `count` codes of words made by [`pack_awq`].
+///
+/// # Errors
+/// [`Error::InvalidQuantized`] unless there are exactly `⌈count/8⌉` words.
+pub fn unpack_awq(words: &[u32], count: usize) -> Result<Vec<u8>> {
+    check_words(words, Some(count.div_ceil(8)))?;
+    let mut codes = vec![0; 8 * words.len()];
+    for (word, eight) in words.iter().zip(codes.as_chunks_mut::<8>().0) {
+        for (nibble, column) in AWQ_ORDER.iter().enumerate() {
+            eight[*column] = (word >> (4 * nibble) & 15) as u8;
+        }
+    }
+    codes.truncate(count);
+    Ok(codes)
+}
+
+fn mask(bits: u32) -> u32 {
+    (1 << bits) - 1
+}
+
+fn lanes(bits: u32) -> usize {
+    (32 / bits) as usize
+}
+
+fn check_words(words: &[u32], expected: Option<usize>) -> Result<()> {
+    if Some(words.len()) == expected {
+        return Ok(());
+    }
+    Err(wrong_length("words", words.len(), expected))
+}
+
+fn wrong_length(field: &'static str, found: usize, expected: Option<usize>) -> Error {
+    let expected = expected.map_or("a count that fits in memory".to_string(), |n| n.to_string());
+    Error::InvalidQuantized { field, reason: format!("found {found}, expected {expected}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn three_bits_match_gptq_and_compressed_tensors() {
+        let codes: Vec<u8> = (0..32).map(|i| (5 * i % 8) as u8).collect();
+        let dense = [0xa878_cea8, 0xcea8_78ce, 0x78ce_a878];
+        assert_eq!(pack_dense(&codes, 3), dense);
+        let lanes = [0x2878_cea8, 0x3aa1_e33a, 0x0cea_878c, 0x0000_001e];
+        assert_eq!(pack_lanes(&codes, 3), lanes);
+    }
+
+    #[test]
+    fn five_bits_match_compressed_tensors() {
+        let codes: Vec<u8> = (0..32).map(|i| (7 * i % 32) as u8).collect();
+        let dense = [0x87ca_b8e0, 0x469b_f88a, 0xfaf0_48b7, 0xe80e_a6c2, 0xcc96_4ed9];
+        assert_eq!(pack_dense(&codes, 5), dense);
+        let lanes = [0x07ca_b8e0, 0x1a6f_e22a, 0x2f04_8b74, 0x03a9_b0be, 0x164e_d9e8, 0x0000_0332];
+        assert_eq!(pack_lanes(&codes, 5), lanes);
+    }
+
+    #[test]
+    fn kivi_words_are_dense() {
+        let two: Vec<u8> = (0..16).map(|i| (3 * i + 1) % 4).collect();
+        assert_eq!(pack_dense(&two, 2), [0xb1b1_b1b1]);
+        let four: Vec<u8> = (0..8).map(|i| (5 * i + 3) % 16).collect();
+        assert_eq!(pack_dense(&four, 4), [0x61c7_2d83]);
+    }
+
+    #[test]
+    fn awq_order_matches_the_reference() {
+        assert_eq!(pack_awq(&[0, 1, 7, 8, 9, 10, 14, 15]), [0xfa81_e970]);
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        assert!(unpack_dense(&[0], 4, 9).is_err());
+        assert!(unpack_dense(&[0, 0], 4, 8).is_err());
+        assert!(unpack_dense(&[0], 8, usize::MAX).is_err());
+        assert!(unpack_lanes(&[0], 3, 11).is_err());
+        assert!(unpack_awq(&[0], 9).is_err());
+        assert!(NibbleOrder::Halves.unpack(&[0], 3).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn packing_is_a_bijection(bits in 1u32..9, codes in proptest::collection::vec(any::<u8>(), 0..71)) {
+            let codes: Vec<u8> = codes.into_iter().map(|c| (u32::from(c) & mask(bits)) as u8).collect();
+            let n = codes.len();
+            let dense = pack_dense(&codes, bits);
+            prop_assert_eq!(Some(dense.len()), dense_words(n, bits));
+            prop_assert_eq!(&unpack_dense(&dense, bits, n).unwrap(), &codes);
+            let lanes = pack_lanes(&codes, bits);
+            prop_assert_eq!(&unpack_lanes(&lanes, bits, n).unwrap(), &codes);
+            if 32 % bits == 0 {
+                prop_assert_eq!(&dense, &lanes);
+            }
+            if bits <= 4 {
+                prop_assert_eq!(&unpack_awq(&pack_awq(&codes), n).unwrap(), &codes);
+                for order in [NibbleOrder::EvenLow, NibbleOrder::EvenHigh, NibbleOrder::Halves] {
+                    prop_assert_eq!(&order.unpack(&order.pack(&codes), n).unwrap(), &codes);
+                }
+            }
+        }
+
+        #[test]
+        fn words_without_padding_come_back(bits in 1u32..9, words in proptest::collection::vec(any::<u32>(), 0..5)) {
+            // 8 words of any width hold a whole number of codes.
+            let words: Vec<u32> = (0..8 * words.len()).map(|i| words[i / 8].wrapping_mul(i as u32 | 1)).collect();
+            let n = words.len() * 32 / bits as usize;
+            if n * bits as usize == words.len() * 32 {
+                prop_assert_eq!(pack_dense(&unpack_dense(&words, bits, n).unwrap(), bits), words);
+            }
+        }
+    }
+}
