@@ -2,6 +2,7 @@
 
 mod allocation;
 mod error;
+mod factor;
 mod gram;
 mod layer;
 mod mask;
@@ -19,6 +20,7 @@ mod traits;
 
 pub use allocation::{Allocation, Budget, round_to_budget, scale_with_cap};
 pub use error::{Error, Result, Violation, check_finite};
+pub use factor::{Factor, Factored, Factoriser};
 pub use gram::GramAccumulator;
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};
 pub use mask::Mask;
@@ -36,7 +38,7 @@ pub use select::{
     GlobalSelection, GlobalSelector, ScoreRow, count_to_remove, k_smallest, round_to_pattern,
     row_share, select, selectable,
 };
-pub use sparse::{Bitmask, Bsr, Csr, Element, NmPacked, SparseMatrix};
+pub use sparse::{Bitmask, BlockDiagonal, Bsr, Csr, Element, NmPacked, SparseMatrix};
 pub use stats::ColumnStats;
 pub use tensor::{DType, TensorInfo, TensorSink, TensorSource, decode_f32, encode_f32};
 pub use traits::{

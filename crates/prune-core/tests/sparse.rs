@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use ndarray::{Array1, Array2, Array3, ArrayView2, array};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use prune_core::{Bitmask, Bsr, Csr, Element, Error, Mask, NmPacked, SparseMatrix};
+use prune_core::{Bitmask, BlockDiagonal, Bsr, Csr, Element, Error, Mask, NmPacked, SparseMatrix};
 
 /// `W[i, j] = sin(7i + 3j)`, 4 x 8.
 fn fixture() -> Array2<f32> {
@@ -516,5 +516,49 @@ proptest! {
                 exercise(&a);
             }
         }
+    }
+}
+
+#[test]
+fn block_diagonals_refuse_parts_that_do_not_fit() {
+    let ones = |shape: (usize, usize, usize)| Array3::<f32>::ones(shape);
+    for (size, data) in [
+        (4, ones((2, 2, 3))),
+        (4, ones((3, 2, 2))),
+        (4, ones((1, 2, 2))),
+        (3, ones((2, 2, 2))),
+        (2, ones((0, 0, 0))),
+        (2, Array3::from_elem((1, 2, 2), f32::NAN)),
+    ] {
+        assert_eq!(field_of(BlockDiagonal::from_parts(size, data)), "data");
+    }
+    assert_eq!(field_of(BlockDiagonal::from_parts(usize::MAX, ones((1, 1, 1)))), "shape");
+    assert_eq!(field_of(BlockDiagonal::<f32>::identity(2, 0)), "data");
+    let none = BlockDiagonal::<f32>::identity(0, 4).unwrap();
+    assert_eq!((none.rows(), none.nnz(), none.row(0).count()), (0, 0, 0));
+}
+
+proptest! {
+    #[test]
+    fn block_diagonals_are_their_dense_matrix(
+        size in 1usize..14, block in 1usize..6, seed in vec(-4i8..5, 14 * 14),
+    ) {
+        let value = |r: usize, c: usize| f64::from(seed[r * 14 + c]);
+        let dense = Array2::from_shape_fn((size, size), |(r, c)| {
+            if r / block == c / block { value(r, c) } else { 0.0 }
+        });
+        let data = Array3::from_shape_fn((size.div_ceil(block), block, block), |(i, r, c)| {
+            let (r, c) = (i * block + r, i * block + c);
+            if r < size && c < size { value(r, c) } else { 0.0 }
+        });
+        let a = BlockDiagonal::from_parts(size, data.clone()).unwrap();
+        prop_assert_eq!(a.to_dense(), &dense);
+        prop_assert_eq!(a.nnz(), dense.indexed_iter().filter(|((r, c), _)| r / block == c / block).count());
+        let x = Array1::from_iter((0..size).map(|j| value(j, 0)));
+        prop_assert_eq!(a.matvec(x.view()).unwrap(), dense.dot(&x));
+        prop_assert_eq!((a.block(a.blocks()).len(), a.row(size).count()), (0, 0));
+        prop_assert_eq!(a.into_data(), data);
+        let one = BlockDiagonal::<f64>::identity(size, block).unwrap();
+        prop_assert_eq!(one.to_dense(), Array2::eye(size));
     }
 }

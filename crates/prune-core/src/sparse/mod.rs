@@ -1,4 +1,5 @@
 mod bitmask;
+mod block_diagonal;
 mod bsr;
 mod check;
 mod csr;
@@ -7,6 +8,7 @@ mod matrix;
 mod nm;
 
 pub use bitmask::Bitmask;
+pub use block_diagonal::BlockDiagonal;
 pub use bsr::Bsr;
 pub use csr::Csr;
 pub use element::Element;
