@@ -47,7 +47,7 @@ impl Backend for Lapack {
         if let Some(buffer) = l.as_slice_mut() {
             // The lower triangle by rows is the upper one by columns.
             T::cholesky(column_major(n, n)?, UPLO::Upper, buffer).map_err(|e| match e {
-                ndarray_linalg::error::LapackError::LapackComputationalFailure { return_code } => {
+                lax::error::Error::LapackComputationalFailure { return_code } => {
                     let pivot = usize::try_from(return_code).unwrap_or(1).saturating_sub(1);
                     Error::NotPositiveDefinite { pivot }
                 }
