@@ -411,13 +411,18 @@ impl BlockModel for LlamaModel {
         self.config.hidden_size
     }
 
-    fn block_bytes(&self, tokens: usize) -> usize {
-        let weights: usize = specs(&self.config).iter().map(|s| s.rows * s.cols).sum();
+    fn block_bytes(&self) -> usize {
+        let weights = specs(&self.config).iter().map(|s| s.rows * s.cols);
+        // While the largest is loaded, its stored bytes stand beside its values.
+        4 * (weights.clone().sum::<usize>() + weights.max().unwrap_or(0))
+    }
+
+    fn sample_bytes(&self, tokens: usize) -> usize {
         let c = &self.config;
         let activations = 4 * c.hidden_size + 3 * c.intermediate_size;
         let scores = 2 * c.num_attention_heads * TILE.min(tokens);
         let attention = 6 * c.num_attention_heads * c.head_dim;
-        4 * (weights + tokens * (activations + scores + attention))
+        4 * tokens * (activations + scores + attention)
     }
 
     fn embed(&self, weights: &dyn TensorSource, tokens: &[u32]) -> prune_core::Result<Array2<f32>> {

@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use crate::auxiliary::auxiliary_files;
 use crate::gguf::GgufSource;
+use crate::layout::INDEX;
 use crate::ranged_file::RangedFile;
 use crate::safetensors::SafetensorsSource;
-use crate::{AuxiliaryFile, Contents, Error, Result, limits};
+use crate::{AuxiliaryFile, Contents, Error, FileState, Result, limits};
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// A model on disk, read a tensor or a part of a tensor at a time.
 ///
@@ -138,6 +138,32 @@ impl Checkpoint {
             Tensors::Safetensors(source) => source.files(),
             Tensors::Gguf(_) => 1,
         }
+    }
+
+    /// The state of every file that holds tensors, and of `config.json` where there is one: what to
+    /// compare to find out whether the checkpoint was changed since.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// ```no_run
+    /// # fn f(checkpoint: &prune_checkpoint::Checkpoint) -> prune_checkpoint::Result<()> {
+    /// let before = checkpoint.file_states()?;
+    /// // ... work that reads the checkpoint ...
+    /// assert_eq!(checkpoint.file_states()?, before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn file_states(&self) -> Result<Vec<FileState>> {
+        let mut paths: Vec<PathBuf> = match &self.tensors {
+            Tensors::Safetensors(source) => source.paths().map(Path::to_path_buf).collect(),
+            Tensors::Gguf(_) => vec![self.path.clone()],
+        };
+        let config = self.directory.as_ref().map(|d| d.join("config.json"));
+        if let Some(config) = config.filter(|path| path.is_file()) {
+            paths.push(config);
+        }
+        paths.iter().map(|path| FileState::of(path)).collect()
     }
 
     /// The configuration of the model: `config.json`, or what the metadata of a GGUF file says in

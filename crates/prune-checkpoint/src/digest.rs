@@ -19,6 +19,29 @@ pub fn digest(bytes: &[u8]) -> String {
     text(Sha256::digest(bytes).as_slice())
 }
 
+/// The [`digest`] of bytes that come in parts.
+///
+/// ```
+/// let mut hasher = prune_checkpoint::Hasher::default();
+/// hasher.update(b"a");
+/// hasher.update(b"bc");
+/// assert_eq!(hasher.finish(), prune_checkpoint::digest(b"abc"));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all bytes so far.
+    pub fn finish(self) -> String {
+        text(self.0.finalize().as_slice())
+    }
+}
+
 /// The SHA-256 of the bytes of tensor `name` as `source` delivers them, in the form of [`digest`].
 ///
 /// Reads 4 MiB at a time, so memory does not grow with the tensor. Name, dtype and shape are not
@@ -40,7 +63,7 @@ pub fn digest(bytes: &[u8]) -> String {
 pub fn tensor_digest(source: &dyn TensorSource, name: &str) -> prune_core::Result<String> {
     let size = source.info(name)?.nbytes();
     let mut piece = vec![0; size.min(PIECE)];
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::default();
     let mut offset = 0;
     while offset < size {
         let part = &mut piece[..PIECE.min(size - offset)];
@@ -48,7 +71,7 @@ pub fn tensor_digest(source: &dyn TensorSource, name: &str) -> prune_core::Resul
         hash.update(&*part);
         offset += part.len();
     }
-    Ok(text(hash.finalize().as_slice()))
+    Ok(hash.finish())
 }
 
 fn text(hash: &[u8]) -> String {

@@ -6,6 +6,9 @@ use serde::{Serialize, Serializer};
 
 use crate::{Error, Result, limits};
 
+/// The name of the file that says which shard holds which tensor.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
 /// Which shard every tensor goes to and where in it, decided before the first byte is written.
 #[derive(Debug)]
 pub(crate) struct Layout {

@@ -32,7 +32,8 @@
 //! | a model to read, in any format | [`Checkpoint`], [`Format`] |
 //! | its configuration, tokenizer and other files | [`Checkpoint::config`], [`Checkpoint::tokenizer_json`], [`AuxiliaryFile`], [`Contents`] |
 //! | a model directory to write | [`HfWriter`], [`WriterOptions`] |
-//! | fingerprints of tensors | [`digest`], [`tensor_digest`] |
+//! | fingerprints of tensors, states of files | [`digest`], [`Hasher`], [`tensor_digest`], [`FileState`] |
+//! | a file shared by threads | [`read_exact_at`], [`write_all_at`] |
 //! | what can go wrong | [`Error`], [`Result`] |
 
 mod auxiliary;
@@ -46,10 +47,13 @@ mod positional;
 mod ranged_file;
 mod safetensors;
 mod staging;
+mod state;
 mod writer;
 
 pub use auxiliary::{AuxiliaryFile, Contents};
 pub use checkpoint::{Checkpoint, Format};
-pub use digest::{digest, tensor_digest};
+pub use digest::{Hasher, digest, tensor_digest};
 pub use error::{Error, Result};
+pub use positional::{read_exact_at, write_all_at};
+pub use state::FileState;
 pub use writer::{HfWriter, WriterOptions};

@@ -1,4 +1,5 @@
-use std::ffi::OsString;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -9,8 +10,11 @@ use crate::{Error, Result};
 /// The name of the lock inside a temporary directory, gone before the directory gets its name.
 pub(crate) const LOCK: &str = ".prune-lock";
 
+const PARTIAL: &str = ".prune-partial";
+
 /// A directory that fills up under a temporary name, `.NAME.prune-partial` beside the output, and
-/// takes its own name when it is complete. Dropped before that, it disappears.
+/// takes its own name when it is complete. Dropped before that, it disappears, unless it is to be
+/// kept.
 #[derive(Debug)]
 pub(crate) struct Staging {
     target: PathBuf,
@@ -19,34 +23,43 @@ pub(crate) struct Staging {
     replaced: PathBuf,
     overwrite: bool,
     lock: Option<File>,
-    done: bool,
+    /// Whether the directory stays when this is dropped.
+    keep: bool,
 }
 
 impl Staging {
-    pub(crate) fn create(out: &Path, source: Option<&Path>, overwrite: bool) -> Result<Staging> {
-        let name = out.file_name().ok_or_else(|| Error::OutputName { path: out.to_path_buf() })?;
-        let parent = match out.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let parent = parent.canonicalize().map_err(|e| Error::io("open", parent, e))?;
+    pub(crate) fn create(
+        out: &Path,
+        source: Option<&Path>,
+        overwrite: bool,
+        resume: bool,
+    ) -> Result<Staging> {
+        let (parent, name) = place_of(out)?;
         let target = parent.join(name);
-        let beside = |ending: &str| {
-            let mut hidden = OsString::from(".");
-            hidden.push(name);
-            hidden.push(ending);
-            parent.join(hidden)
-        };
+        let replaced = parent.join(hidden(name, ".prune-replaced"));
         if let Some(source) = source {
             check_apart(&target, source)?;
         }
+        restore(&replaced, &target)?;
         check_free(&target, overwrite)?;
-        let temporary = beside(".prune-partial");
+        let temporary = parent.join(hidden(name, PARTIAL));
         let lock = Some(claim(&temporary)?);
-        let replaced = beside(".prune-replaced");
-        let staging = Staging { target, temporary, replaced, overwrite, lock, done: false };
-        staging.clear()?;
+        let staging = Staging { target, temporary, replaced, overwrite, lock, keep: resume };
+        if !resume {
+            staging.remove_all_but(&BTreeSet::from([LOCK.to_string()]))?;
+        }
         Ok(staging)
+    }
+
+    /// The directory in which the files of `out` are before it is complete.
+    pub(crate) fn partial(out: &Path) -> Result<PathBuf> {
+        let (parent, name) = place_of(out)?;
+        Ok(parent.join(hidden(name, PARTIAL)))
+    }
+
+    /// From here on the directory stays when it is dropped incomplete.
+    pub(crate) fn keep(&mut self) {
+        self.keep = true;
     }
 
     /// The path of the file called `name` while the directory is incomplete.
@@ -54,12 +67,12 @@ impl Staging {
         self.temporary.join(name)
     }
 
-    /// Removes what an interrupted run left behind.
-    fn clear(&self) -> Result<()> {
+    /// Removes what has no place in the directory.
+    fn remove_all_but(&self, names: &BTreeSet<String>) -> Result<()> {
         let read = |e| Error::io("read", &self.temporary, e);
         for entry in fs::read_dir(&self.temporary).map_err(read)? {
             let entry = entry.map_err(read)?;
-            if entry.file_name() == LOCK {
+            if entry.file_name().to_str().is_some_and(|name| names.contains(name)) {
                 continue;
             }
             let path = entry.path();
@@ -70,14 +83,14 @@ impl Staging {
         Ok(())
     }
 
-    /// Gives the directory its own name.
-    pub(crate) fn commit(mut self) -> Result<()> {
-        drop(self.lock.take());
+    /// Gives the directory its own name, after removing every file that is not in `names`, the
+    /// lock among them.
+    pub(crate) fn commit(mut self, names: &BTreeSet<String>) -> Result<()> {
+        let lock = self.lock.take();
         let Staging { target, temporary, replaced, .. } = &self;
         // Once more, since the work may have taken hours.
         let exists = check_free(target, self.overwrite)?;
-        let lock = temporary.join(LOCK);
-        fs::remove_file(&lock).map_err(|e| Error::io("remove", &lock, e))?;
+        self.remove_all_but(names)?;
         sync_directory(temporary)?;
         let rename = |from: &Path, to: &Path| {
             fs::rename(from, to).map_err(|e| Error::io("rename to its final name", from, e))
@@ -93,7 +106,9 @@ impl Staging {
         } else {
             rename(temporary, target)?;
         }
-        self.done = true;
+        // Held up to here: nobody else may clear the directory before it has its name.
+        drop(lock);
+        self.keep = true;
         sync_directory(self.target.parent().unwrap_or(Path::new(".")))?;
         if exists {
             remove_if_there(&self.replaced)?;
@@ -104,12 +119,39 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.keep {
             drop(self.lock.take());
             // Nothing can be reported from here, and the next run clears what is left.
             let _ = fs::remove_dir_all(&self.temporary);
         }
     }
+}
+
+/// The resolved parent of an output, and its name.
+fn place_of(out: &Path) -> Result<(PathBuf, &OsStr)> {
+    let name = out.file_name().ok_or_else(|| Error::OutputName { path: out.to_path_buf() })?;
+    let parent = match out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let parent = parent.canonicalize().map_err(|e| Error::io("open", parent, e))?;
+    Ok((parent, name))
+}
+
+fn hidden(name: &OsStr, ending: &str) -> OsString {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(ending);
+    hidden
+}
+
+/// Puts an output back that a run was killed while replacing, between the two renames.
+fn restore(replaced: &Path, target: &Path) -> Result<()> {
+    let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    if there(replaced) && !there(target) {
+        fs::rename(replaced, target).map_err(|e| Error::io("restore", replaced, e))?;
+    }
+    Ok(())
 }
 
 /// Refuses an output that is, holds or lies in the source.
@@ -160,14 +202,29 @@ fn check_free(target: &Path, overwrite: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// Whether a directory with the temporary name of an output was left by a writer: it has the lock,
+/// or is empty, or holds plain files with weights among them (a writer that was killed just before
+/// the last rename).
+fn is_ours(temporary: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(temporary) else { return false };
+    let (mut empty, mut model) = (true, false);
+    for entry in entries {
+        let Ok(entry) = entry else { return false };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            return false;
+        }
+        empty = false;
+        let name = entry.file_name();
+        model |= name == LOCK || name.to_str().is_some_and(holds_weights);
+    }
+    empty || model
+}
+
 /// Makes `temporary` ours, whether it is new or was left behind, and locks it.
 fn claim(temporary: &Path) -> Result<File> {
     match fs::symlink_metadata(temporary) {
         Ok(metadata) => {
-            let ours = metadata.is_dir()
-                && (temporary.join(LOCK).exists()
-                    || fs::read_dir(temporary).is_ok_and(|mut entries| entries.next().is_none()));
-            if !ours {
+            if !metadata.is_dir() || !is_ours(temporary) {
                 return Err(Error::OutputProtected {
                     path: temporary.to_path_buf(),
                     reason: "it has the temporary name of the output but is not one; remove it \

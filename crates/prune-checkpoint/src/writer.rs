@@ -2,12 +2,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use prune_core::{TensorInfo, TensorSink};
 
 use crate::auxiliary::holds_weights;
-use crate::layout::Layout;
-use crate::positional::write_all_at;
+use crate::layout::{INDEX, Layout};
+use crate::positional::{read_exact_at, write_all_at};
 use crate::staging::{LOCK, Staging};
 use crate::{AuxiliaryFile, Contents, Error, Result};
 
@@ -32,6 +33,10 @@ pub struct WriterOptions {
     /// The checkpoint that is read meanwhile. An output that would be in it or contain it is
     /// refused.
     pub source: Option<PathBuf>,
+    /// Whether what an interrupted writer of the same output left behind is gone on with instead
+    /// of removed. Which of its tensors can be trusted is the caller's knowledge: none counts as
+    /// written before [`HfWriter::seal`] says so.
+    pub resume: bool,
 }
 
 impl Default for WriterOptions {
@@ -42,6 +47,7 @@ impl Default for WriterOptions {
             metadata: BTreeMap::new(),
             overwrite: false,
             source: None,
+            resume: false,
         }
     }
 }
@@ -56,7 +62,11 @@ impl Default for WriterOptions {
 /// index.
 ///
 /// Until [`HfWriter::finish`] everything is in the directory `.NAME.prune-partial` beside the
-/// output, which then takes its name. A writer that is dropped before removes it.
+/// output, which then takes its name. A writer that is dropped before removes it;
+/// [`HfWriter::keep`] leaves it for a later writer with [`WriterOptions::resume`].
+///
+/// Tensors can be written by many threads at once, in parts: [`HfWriter::write_part`], then
+/// [`HfWriter::seal`].
 ///
 /// ```
 /// use prune_checkpoint::{Checkpoint, HfWriter, WriterOptions};
@@ -89,9 +99,16 @@ pub struct HfWriter {
     files: Vec<File>,
     staging: Staging,
     layout: Layout,
-    /// Shard and place in the shard of every tensor that is not written yet or, with `true`, is.
-    places: HashMap<String, (usize, usize, bool)>,
+    places: HashMap<String, Place>,
     added: BTreeSet<String>,
+}
+
+/// Where a tensor is in the layout, and whether it is complete.
+#[derive(Debug)]
+struct Place {
+    shard: usize,
+    index: usize,
+    written: AtomicBool,
 }
 
 impl HfWriter {
@@ -104,24 +121,123 @@ impl HfWriter {
     /// [`Error::OutputName`] for an `out` that will not do; [`Error::Busy`] when another process
     /// writes to it; [`Error::Plan`]; [`Error::Io`].
     pub fn create(out: &Path, options: WriterOptions) -> Result<HfWriter> {
-        let WriterOptions { plan, shard_size, metadata, overwrite, source } = options;
+        let WriterOptions { plan, shard_size, metadata, overwrite, source, resume } = options;
         let mut all_metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         all_metadata.extend(metadata);
         let layout = Layout::new(plan, shard_size, &all_metadata)?;
-        let staging = Staging::create(out, source.as_deref(), overwrite)?;
+        let staging = Staging::create(out, source.as_deref(), overwrite, resume)?;
         let mut files = Vec::with_capacity(layout.shards.len());
         let mut places = HashMap::new();
         for (number, shard) in layout.shards.iter().enumerate() {
             let path = staging.path(&shard.name);
-            let file = File::create_new(&path).map_err(|e| Error::io("create", &path, e))?;
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(|e| Error::io("create", &path, e))?;
             file.set_len(shard.size)
                 .and_then(|()| write_all_at(&file, &shard.head, 0))
                 .map_err(|e| Error::io("write", &path, e))?;
             files.push(file);
-            let tensors = shard.tensors.iter().enumerate();
-            places.extend(tensors.map(|(i, (t, _))| (t.name.clone(), (number, i, false))));
+            places.extend(shard.tensors.iter().enumerate().map(|(index, (t, _))| {
+                (t.name.clone(), Place { shard: number, index, written: AtomicBool::new(false) })
+            }));
         }
-        Ok(HfWriter { staging, layout, files, places, added: BTreeSet::new() })
+        Ok(HfWriter { files, staging, layout, places, added: BTreeSet::new() })
+    }
+
+    /// Where the files of the output `out` are before it is complete: a directory that an
+    /// interrupted writer may have left, or none.
+    ///
+    /// # Errors
+    /// [`Error::OutputName`]; [`Error::Io`] when the parent of `out` cannot be opened.
+    ///
+    /// ```
+    /// let directory = tempfile::tempdir()?;
+    /// let partial = prune_checkpoint::HfWriter::partial(&directory.path().join("model"))?;
+    /// assert_eq!(partial.file_name().unwrap(), ".model.prune-partial");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn partial(out: &Path) -> Result<PathBuf> {
+        Staging::partial(out)
+    }
+
+    /// The path of a file of the caller's own, such as a journal, among those of the incomplete
+    /// output. [`HfWriter::finish`] removes it.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.staging.path(name)
+    }
+
+    /// Leaves the incomplete output on the disk, for [`WriterOptions::resume`].
+    pub fn keep(mut self) {
+        self.staging.keep();
+    }
+
+    fn place(&self, tensor: &str) -> Result<(&Place, &TensorInfo, u64)> {
+        let place = self
+            .places
+            .get(tensor)
+            .ok_or_else(|| Error::NotPlanned { tensor: tensor.to_string() })?;
+        let (info, start) = &self.layout.shards[place.shard].tensors[place.index];
+        Ok((place, info, *start))
+    }
+
+    fn part(&self, tensor: &str, offset: u64, len: usize) -> Result<(&Place, u64)> {
+        let (place, info, start) = self.place(tensor)?;
+        let size = info.nbytes() as u64;
+        if offset.checked_add(len as u64).is_none_or(|end| end > size) {
+            return Err(Error::PlanMismatch {
+                tensor: tensor.to_string(),
+                field: "range of bytes",
+                found: format!("{len} from {offset} on"),
+                expected: format!("within {size}"),
+            });
+        }
+        Ok((place, start + offset))
+    }
+
+    fn io(&self, verb: &'static str, shard: usize, error: io::Error) -> Error {
+        Error::io(verb, &self.staging.path(&self.layout.shards[shard].name), error)
+    }
+
+    /// Writes little-endian bytes of a tensor of the plan from byte `offset` on. The tensor is
+    /// complete when [`HfWriter::seal`] says so.
+    ///
+    /// # Errors
+    /// [`Error::NotPlanned`]; [`Error::WrittenTwice`] for a sealed tensor;
+    /// [`Error::PlanMismatch`] when the range leaves the tensor; [`Error::Io`].
+    pub fn write_part(&self, tensor: &str, offset: u64, bytes: &[u8]) -> Result<()> {
+        let (place, start) = self.part(tensor, offset, bytes.len())?;
+        if place.written.load(Ordering::Relaxed) {
+            return Err(Error::WrittenTwice { tensor: tensor.to_string() });
+        }
+        write_all_at(&self.files[place.shard], bytes, start)
+            .map_err(|e| self.io("write", place.shard, e))
+    }
+
+    /// Fills `buf` with what stands in the incomplete output, from byte `offset` of the tensor on.
+    ///
+    /// # Errors
+    /// As [`HfWriter::write_part`], but for [`Error::WrittenTwice`].
+    pub fn read_part(&self, tensor: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let (place, start) = self.part(tensor, offset, buf.len())?;
+        read_exact_at(&self.files[place.shard], buf, start)
+            .map_err(|e| self.io("read", place.shard, e))
+    }
+
+    /// Declares a tensor complete, after making its bytes durable.
+    ///
+    /// # Errors
+    /// [`Error::NotPlanned`]; [`Error::WrittenTwice`]; [`Error::Io`].
+    pub fn seal(&self, tensor: &str) -> Result<()> {
+        let (place, ..) = self.place(tensor)?;
+        self.files[place.shard].sync_data().map_err(|e| self.io("write", place.shard, e))?;
+        match place.written.swap(true, Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::WrittenTwice { tensor: tensor.to_string() }),
+        }
     }
 
     /// Writes the little-endian bytes of one tensor of the plan.
@@ -130,33 +246,23 @@ impl HfWriter {
     /// [`Error::NotPlanned`]; [`Error::WrittenTwice`]; [`Error::PlanMismatch`] for another dtype,
     /// shape or number of bytes than planned; [`Error::Io`].
     pub fn write_tensor(&mut self, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
-        let tensor = || info.name.clone();
-        let Some((shard, place, written)) = self.places.get_mut(&info.name) else {
-            return Err(Error::NotPlanned { tensor: tensor() });
-        };
-        let (planned, start) = &self.layout.shards[*shard].tensors[*place];
+        let (place, planned, _) = self.place(&info.name)?;
         let mismatch = |field, found: String, expected: String| {
-            Err(Error::PlanMismatch { tensor: tensor(), field, found, expected })
+            Err(Error::PlanMismatch { tensor: info.name.clone(), field, found, expected })
         };
         if info.dtype != planned.dtype {
             return mismatch("dtype", info.dtype.to_string(), planned.dtype.to_string());
         }
         if info.shape != planned.shape {
-            let shapes = [&info.shape, &planned.shape].map(|s| format!("{s:?}"));
-            let [found, expected] = shapes;
+            let [found, expected] = [&info.shape, &planned.shape].map(|s| format!("{s:?}"));
             return mismatch("shape", found, expected);
         }
         if bytes.len() != planned.nbytes() {
             let expected = planned.nbytes().to_string();
             return mismatch("length in bytes", bytes.len().to_string(), expected);
         }
-        if *written {
-            return Err(Error::WrittenTwice { tensor: tensor() });
-        }
-        write_all_at(&self.files[*shard], bytes, *start).map_err(|e| {
-            Error::io("write", &self.staging.path(&self.layout.shards[*shard].name), e)
-        })?;
-        *written = true;
+        self.write_part(&info.name, 0, bytes)?;
+        place.written.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -215,9 +321,10 @@ impl HfWriter {
     /// meanwhile; [`Error::Io`]. After an error nothing is left of the new checkpoint, and an
     /// output that was to be replaced is still there.
     pub fn finish(mut self) -> Result<()> {
-        let missing = self.places.values().filter(|(.., written)| !written).count();
+        let written = |place: &Place| place.written.load(Ordering::Relaxed);
+        let missing = self.places.values().filter(|place| !written(place)).count();
         let tensors = self.layout.shards.iter().flat_map(|s| &s.tensors);
-        let written = |name: &str| self.places.get(name).is_some_and(|(.., written)| *written);
+        let written = |name: &str| self.places.get(name).is_some_and(written);
         if let Some((first, _)) = tensors.into_iter().find(|(t, _)| !written(&t.name)) {
             return Err(Error::NotWritten { tensor: first.name.clone(), missing });
         }
@@ -226,12 +333,15 @@ impl HfWriter {
             file.sync_all().map_err(|e| Error::io("write", &path, e))?;
         }
         if let Some(index) = self.layout.index() {
-            let path = self.staging.path("model.safetensors.index.json");
-            File::create_new(&path)
+            let path = self.staging.path(INDEX);
+            File::create(&path)
                 .and_then(|mut file| file.write_all(&index).and_then(|()| file.sync_all()))
                 .map_err(|e| Error::io("write", &path, e))?;
         }
-        self.staging.commit()
+        let shards = self.layout.shards.iter().map(|s| s.name.clone());
+        self.added.extend(shards);
+        self.added.insert(INDEX.to_string());
+        self.staging.commit(&self.added)
     }
 }
 

@@ -117,6 +117,13 @@ pub trait Pruner: Send + Sync {
         Scope::PerLayer
     }
 
+    /// Bytes that [`Pruner::prune`] takes for a weight of `rows x cols` besides the weight itself
+    /// and the statistics, for estimates.
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // A mask, the scores of a few rows and the histograms of a layer-wide selection.
+        rows * cols / 8 + 64 * cols + (8 << 20)
+    }
+
     /// Whether the pruner can do this pattern at this scope.
     ///
     /// # Errors
@@ -195,9 +202,19 @@ pub trait BlockModel: Send + Sync {
     /// Width of the hidden states.
     fn width(&self) -> usize;
 
-    /// Bytes of f32 weights and scratch that [`BlockModel::load_block`] and a forward pass of
-    /// `tokens` tokens take, for estimates.
-    fn block_bytes(&self, tokens: usize) -> usize;
+    /// Bytes of the weights of one block as [`BlockModel::load_block`] holds them, the largest
+    /// block of the model, for estimates.
+    fn block_bytes(&self) -> usize;
+
+    /// Bytes that the forward pass of one sample of `tokens` tokens through a block takes besides
+    /// the weights, for estimates.
+    fn sample_bytes(&self, tokens: usize) -> usize;
+
+    /// Whether some layers see only the tokens that the model sends to them, as the experts of a
+    /// mixture do. Calibration then counts beforehand what each layer will see.
+    fn is_routed(&self) -> bool {
+        false
+    }
 
     /// The hidden states that enter block 0.
     ///

@@ -20,7 +20,9 @@ impl Calibration<'_> {
     pub(crate) fn memory(&self) -> usize {
         let tokens = self.windows.windows().len() * self.windows.length();
         let hidden = 4 * tokens * self.model.width();
-        hidden + (1 + rayon::current_num_threads()) * self.model.block_bytes(self.windows.length())
+        hidden
+            + (1 + rayon::current_num_threads())
+                * (self.model.block_bytes() + self.model.sample_bytes(self.windows.length()))
     }
 }
 

@@ -85,6 +85,10 @@ impl SafetensorsSource {
         &self.tensors
     }
 
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(RangedFile::path)
+    }
+
     pub(crate) fn files(&self) -> usize {
         self.files.len()
     }
