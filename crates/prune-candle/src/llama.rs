@@ -412,9 +412,9 @@ impl BlockModel for LlamaModel {
     }
 
     fn block_bytes(&self) -> usize {
-        let weights = specs(&self.config).iter().map(|s| s.rows * s.cols);
+        let sizes = specs(&self.config).map(|s| s.rows * s.cols);
         // While the largest is loaded, its stored bytes stand beside its values.
-        4 * (weights.clone().sum::<usize>() + weights.max().unwrap_or(0))
+        4 * (sizes.iter().sum::<usize>() + sizes.into_iter().max().unwrap_or(0))
     }
 
     fn sample_bytes(&self, tokens: usize) -> usize {
