@@ -3,6 +3,7 @@
 mod allocation;
 mod error;
 mod factor;
+mod fidelity;
 mod gram;
 mod layer;
 mod mask;
@@ -21,6 +22,7 @@ mod traits;
 pub use allocation::{Allocation, Budget, round_to_budget, scale_with_cap};
 pub use error::{Error, Result, Violation, check_finite};
 pub use factor::{Factor, Factored, Factoriser};
+pub use fidelity::Fidelity;
 pub use gram::GramAccumulator;
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};
 pub use mask::Mask;
@@ -35,8 +37,8 @@ pub use quant::{
 pub use score_pruner::{ScorePruner, prune_by_score};
 pub use seed::{Seed, SeedStream};
 pub use select::{
-    GlobalSelection, GlobalSelector, ScoreRow, count_to_remove, k_smallest, round_to_pattern,
-    row_share, select, selectable,
+    GlobalSelection, GlobalSelector, ScoreRow, check_target, count_to_remove, k_smallest,
+    round_to_pattern, row_share, select, selectable,
 };
 pub use sparse::{Bitmask, BlockDiagonal, Bsr, Csr, Element, NmPacked, SparseMatrix};
 pub use stats::ColumnStats;

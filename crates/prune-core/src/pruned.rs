@@ -33,6 +33,9 @@ pub struct PruneReport {
     pub damping_raised: u32,
     /// Input channels that were 0 on every calibration token.
     pub dead_columns: usize,
+    /// `tr(ΔW (XᵀX + λI) ΔWᵀ)`, λ being the damping: the squared change of the layer's outputs summed
+    /// over the calibration tokens, as the method itself counts it. `None` where it does not.
+    pub loss: Option<f64>,
     /// Iterations that an iterative method took.
     pub iterations: Option<u32>,
     /// Anything else that differs from what was asked for, a sentence each.

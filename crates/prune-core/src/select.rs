@@ -140,6 +140,19 @@ pub fn selectable(method: &str, pattern: Pattern, scope: Scope) -> Result<()> {
     Err(Error::Unsupported { method: method.to_string(), pattern, scope, reason: reason.into() })
 }
 
+/// Whether `target` can be met on a `rows x cols` matrix by what [`select`] does: pattern and scope
+/// go together, the pattern divides the shape, the count is one that the pattern can remove.
+/// `method` is who asks, for the error.
+///
+/// # Errors
+/// [`Error::Unsupported`] as [`selectable`]; [`Error::PatternShape`]; [`Error::OutOfRange`] for the
+/// count, and for what [`round_to_pattern`] refuses.
+pub fn check_target(method: &str, target: &Target<'_>, rows: usize, cols: usize) -> Result<()> {
+    selectable(method, target.pattern, target.scope)?;
+    let (total, unit) = check_pattern(target.layer.as_str(), target.pattern, rows, cols)?;
+    check_count(target, total, unit)
+}
+
 /// Writes the scores of one row into a slice of `cols`.
 pub type ScoreRow<'a> = dyn Fn(usize, &mut [f32]) -> Result<()> + Sync + 'a;
 
@@ -191,22 +204,19 @@ pub fn select(
     (rows, cols): (usize, usize),
     score_row: &ScoreRow<'_>,
 ) -> Result<Mask> {
-    let layer = target.layer;
-    selectable("selection", target.pattern, target.scope)?;
-    let (total, unit) = check_pattern(layer.as_str(), target.pattern, rows, cols)?;
-    check_count(target, total, unit)?;
-    if total == 0 {
+    check_target("selection", target, rows, cols)?;
+    if rows == 0 || cols == 0 {
         return Ok(Mask::all_kept(rows, cols));
     }
-    let scores = Scores { layer, rows, cols, score_row };
+    let scores = Scores { layer: target.layer, rows, cols, score_row };
     match (target.pattern, target.scope) {
         (Pattern::Unstructured, Scope::PerRow) => row::select(&scores, target.remove),
         (Pattern::Unstructured, _) => layer::select(&scores, target.remove),
         (Pattern::NM { n, m }, _) => group::select(&scores, n, m),
         (Pattern::Block { rows, cols }, scope) => {
-            whole::select_blocks(&scores, (rows, cols), scope, target.remove / unit)
+            whole::select_blocks(&scores, (rows, cols), scope, target.remove / (rows * cols))
         }
-        (Pattern::Channels, _) => whole::select_columns(&scores, target.remove / unit),
+        (Pattern::Channels, _) => whole::select_columns(&scores, target.remove / rows),
     }
 }
 

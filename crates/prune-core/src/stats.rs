@@ -106,7 +106,8 @@ impl ColumnStats {
                 expected: vec![inputs.nrows(), n],
             });
         }
-        if inputs.nrows() == 0 {
+        if inputs.is_empty() {
+            self.count += inputs.nrows() as u64;
             return Ok(());
         }
         let inputs = inputs.as_standard_layout();

@@ -34,14 +34,36 @@
 //! see [`ScorePruner`](prune_core::ScorePruner). Where all layers of a model compete,
 //! [`global_magnitude_counts`] says how many weights each gives up.
 
+mod admm;
+mod channel_norms;
+mod dsnot;
 mod global;
+mod gram_layer;
 mod magnitude;
+mod nowag;
+mod permutation;
 mod random;
+mod refit;
 mod registry;
+mod ria;
+mod sparsegpt;
+mod unit_layer;
 mod wanda;
+mod wanda_share;
 
+pub use admm::{Admm, Alps};
+pub use dsnot::{Dsnot, SignCheck};
 pub use global::global_magnitude_counts;
 pub use magnitude::Magnitude;
+pub use nowag::NoWag;
+pub use permutation::{
+    ChannelImportance, ChannelPermutation, PermuteOptions, PermutedNm, Refinement,
+    permute_channels, prune_permuted,
+};
 pub use random::Random;
+pub use refit::{Refit, Solver};
 pub use registry::{PRUNERS, pruner};
+pub use ria::Ria;
+pub use sparsegpt::{ColumnOrder, Compensated, SparseGpt};
 pub use wanda::Wanda;
+pub use wanda_share::WandaShare;

@@ -1,6 +1,8 @@
 use ndarray::ArrayView2;
 use prune_core::{Error, LayerStats, Needs, Result, RowScorer, Scope, Target, WeightScorer};
 
+use crate::channel_norms::channel_norms;
+
 /// Scores a weight by its absolute value times the norm of the input that it multiplies:
 /// `|W_ij| · ‖X_j‖₂` (Sun, Liu, Bair, Kolter 2023, arXiv 2306.11695).
 ///
@@ -54,17 +56,8 @@ impl WeightScorer for Wanda {
         weight: ArrayView2<'_, f32>,
         stats: &LayerStats,
     ) -> Result<RowScorer> {
-        let columns = stats.require_columns(target.layer, self.name())?;
-        if columns.channels() != weight.ncols() {
-            return Err(Error::Shape {
-                what: format!("{} (channels of the column statistics)", target.layer),
-                found: vec![columns.channels()],
-                expected: vec![weight.ncols()],
-            });
-        }
-        let tokens = columns.count() as f64;
-        let norms: Vec<f32> =
-            columns.squared_norm().iter().map(|s| (s / tokens).sqrt() as f32).collect();
+        let norms = channel_norms(self.name(), target, weight.ncols(), stats)?;
+        let norms: Vec<f32> = norms.into_iter().map(|n| n as f32).collect();
         if let Some(index) = norms.iter().position(|n| !n.is_finite()) {
             return Err(Error::NotFinite {
                 what: format!("{} (norm of an input channel)", target.layer),

@@ -1,97 +1,56 @@
-//! Masks, scores and reconstruction errors against a numpy version of the released code of Wanda
-//! (Sun et al. 2023) and of magnitude pruning, in f64.
+//! Masks, scores and reconstruction errors against a numpy version of the released code of Wanda, RIA
+//! and NoWag and of magnitude pruning, in f64.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod layers;
+
 use approx::assert_relative_eq;
+use layers::{Fixture, TWO_FOUR, removed_text};
 use ndarray::{Array1, Array2, s};
-use prune_core::{
-    ColumnStats, LayerId, LayerStats, Mask, Pattern, Scope, Seed, Target, WeightScorer,
-    count_to_remove,
+use prune_core::{LayerId, Mask, Pattern, Scope, ScorePruner, Seed, Target, WeightScorer};
+use prune_unstructured::{
+    PermuteOptions, Refinement, Ria, Wanda, WandaShare, permute_channels, prune_permuted, pruner,
 };
-use prune_unstructured::{Wanda, pruner};
 
-/// A layer with its calibration inputs.
-struct Fixture {
-    weight: Array2<f64>,
-    inputs: Array2<f64>,
+/// The mask of a method at half sparsity, which leaves the other weights as they are.
+fn mask(fixture: &Fixture, method: &str, pattern: Pattern, scope: Scope) -> Mask {
+    let (pruned, weight) = fixture.prune(&*pruner(method).unwrap(), pattern, scope).unwrap();
+    for (w, old) in weight.iter().zip(&fixture.masked(&pruned.mask)) {
+        assert_eq!(*w, f64::from(*old as f32));
+    }
+    pruned.mask
 }
 
-impl Fixture {
-    /// `W[i,j] = sin(7i+3j)`, `X[t,j] = sin(0.37(t+1)(j+1)) + 0.5 cos(t+1)`.
-    fn small() -> Self {
-        let weight =
-            Array2::from_shape_fn((4, 8), |(i, j)| (7.0 * i as f64 + 3.0 * j as f64).sin());
-        let inputs = Array2::from_shape_fn((16, 8), |(t, j)| {
-            let (t, j) = (t as f64 + 1.0, j as f64 + 1.0);
-            (0.37 * t * j).sin() + 0.5 * t.cos()
-        });
-        Self { weight, inputs }
-    }
-
-    /// Correlated inputs of rank 8 and noise, two channels ten times as loud.
-    fn correlated() -> Self {
-        let p = |i: usize, j: usize, s: f64| {
-            let v = (12.9898 * i as f64 + 78.233 * j as f64 + 37.719 * s).sin().abs() * 43758.5453;
-            v.fract() - 0.5
-        };
-        let weight = Array2::from_shape_fn((16, 32), |(i, j)| p(i, j, 1.0));
-        let inputs = Array2::from_shape_fn((128, 32), |(t, j)| {
-            let scale = if j % 16 == 5 { 10.0 } else { 1.0 };
-            let shared: f64 = (0..8).map(|k| p(t, k, 2.0) * p(k, j, 3.0)).sum();
-            scale * (2.0 * shared + 0.4 * p(t, j, 4.0))
-        });
-        Self { weight, inputs }
-    }
-
-    fn stats(&self) -> LayerStats {
-        let mut columns = ColumnStats::new(self.inputs.ncols());
-        columns.update("x", self.inputs.mapv(|x| x as f32).view()).unwrap();
-        LayerStats { columns: Some(columns), gram: None }
-    }
-
-    /// The mask of a method at half sparsity.
-    fn prune(&self, method: &str, pattern: Pattern, scope: Scope) -> Mask {
-        let layer = LayerId::new("layer");
-        let target = Target {
-            layer: &layer,
-            pattern,
-            scope,
-            remove: count_to_remove(self.weight.len(), 0.5).unwrap(),
-            stream: Seed::new(0).stream("layer"),
-        };
-        let mut weight = self.weight.mapv(|w| w as f32);
-        let before = weight.clone();
-        let mask = pruner(method).unwrap().prune(weight.view_mut(), &self.stats(), &target);
-        let mask = mask.unwrap().mask;
-        for ((i, w), old) in weight.indexed_iter().zip(&before) {
-            let want = if mask.is_kept(i.0, i.1) { *old } else { 0.0 };
-            assert_eq!(w.to_bits(), want.to_bits());
-        }
-        mask
-    }
-
-    /// `tr((W − Ŵ) XᵀX (W − Ŵ)ᵀ)`.
-    fn error(&self, mask: &Mask) -> f64 {
-        let change = Array2::from_shape_fn(self.weight.dim(), |(i, j)| {
-            if mask.is_kept(i, j) { 0.0 } else { self.weight[[i, j]] }
-        });
-        self.inputs.dot(&change.t()).mapv(|v| v * v).sum()
-    }
+fn error(fixture: &Fixture, mask: &Mask) -> f64 {
+    fixture.error(fixture.masked(mask).view())
 }
 
-/// Rows of `1` for a removed weight.
-fn removed_text(mask: &Mask) -> String {
-    let row = |r| (0..mask.cols()).map(|c| if mask.is_kept(r, c) { '0' } else { '1' }).collect();
-    (0..mask.rows()).map(row).collect::<Vec<String>>().join("/")
+/// The scores of a layer.
+fn scores(fixture: &Fixture, scorer: &dyn WeightScorer) -> Array2<f64> {
+    let layer = LayerId::new("layer");
+    let target = Target {
+        layer: &layer,
+        pattern: Pattern::Unstructured,
+        scope: Scope::PerRow,
+        remove: 0,
+        stream: Seed::new(0).stream("layer"),
+    };
+    let weight = fixture.weight.mapv(|w| w as f32);
+    let score = scorer.prepare(&target, weight.view(), &fixture.stats()).unwrap();
+    let mut all = Array2::zeros(weight.dim());
+    for (r, weights) in weight.outer_iter().enumerate() {
+        let mut row = Array1::zeros(weights.len());
+        score(r, weights.as_slice().unwrap(), row.as_slice_mut().unwrap());
+        all.row_mut(r).assign(&row.mapv(f64::from));
+    }
+    all
 }
-
-const TWO_FOUR: Pattern = Pattern::NM { n: 2, m: 4 };
 
 #[test]
 fn masks_and_errors_of_the_small_fixture_match_the_reference() {
     let fixture = Fixture::small();
     let unstructured = Pattern::Unstructured;
-    for (method, pattern, scope, mask, error) in [
+    for (method, pattern, scope, removed, lost) in [
         (
             "magnitude",
             unstructured,
@@ -109,10 +68,12 @@ fn masks_and_errors_of_the_small_fixture_match_the_reference() {
         ("magnitude", TWO_FOUR, Scope::PerRow, "11001100/00110110/00110011/11000011", 54.715163),
         ("wanda", unstructured, Scope::PerRow, "11110000/00001111/00001111/11000011", 44.143590),
         ("wanda", TWO_FOUR, Scope::PerRow, "11001100/01010110/01010011/11000011", 60.842314),
+        ("ria", unstructured, Scope::PerLayer, "11111000/01111111/00000111/10000000", 26.139299),
+        ("ria", TWO_FOUR, Scope::PerRow, "11001100/00110110/01010011/11000011", 58.621124),
     ] {
-        let found = fixture.prune(method, pattern, scope);
-        assert_eq!(removed_text(&found), mask, "{method} {pattern} by {scope}");
-        assert_relative_eq!(fixture.error(&found), error, epsilon = 1e-6);
+        let found = mask(&fixture, method, pattern, scope);
+        assert_eq!(removed_text(&found), removed, "{method} {pattern} by {scope}");
+        assert_relative_eq!(error(&fixture, &found), lost, epsilon = 1e-6);
     }
 }
 
@@ -124,39 +85,99 @@ fn errors_of_the_correlated_fixture_match_the_reference() {
         assert_relative_eq!(*found, want, epsilon = 1e-6);
     }
     assert_relative_eq!(fixture.inputs[[127, 31]], 0.306347, epsilon = 1e-6);
-    for (method, pattern, scope, error) in [
+    for (method, pattern, scope, lost) in [
         ("magnitude", TWO_FOUR, Scope::PerRow, 1307.770181),
         ("magnitude", Pattern::Unstructured, Scope::PerRow, 721.609572),
         ("magnitude", Pattern::Unstructured, Scope::PerLayer, 533.510861),
         ("wanda", TWO_FOUR, Scope::PerRow, 246.982103),
         ("wanda", Pattern::Unstructured, Scope::PerRow, 170.278320),
         ("wanda", Pattern::Unstructured, Scope::PerLayer, 169.193642),
+        ("ria", TWO_FOUR, Scope::PerRow, 253.714166),
+        ("ria", Pattern::Unstructured, Scope::PerRow, 211.929197),
+        ("ria", Pattern::Unstructured, Scope::PerLayer, 200.825133),
     ] {
-        let mask = fixture.prune(method, pattern, scope);
-        assert_eq!(mask.removed(), 256);
-        assert_relative_eq!(fixture.error(&mask), error, max_relative = 1e-8);
+        let found = mask(&fixture, method, pattern, scope);
+        assert_eq!(found.removed(), 256);
+        assert_relative_eq!(error(&fixture, &found), lost, max_relative = 1e-8);
     }
 }
 
 #[test]
-fn scores_of_wanda_match_the_reference_up_to_the_scale_of_the_statistics() {
+fn scores_match_the_reference_up_to_the_scale_of_the_statistics() {
     let fixture = Fixture::small();
+    // The reference divides the sum over 16 tokens by 2 sequences, not by the tokens.
+    let scale = 8f64.sqrt();
+    let wanda = [0.0, 0.287637, 0.804178, 1.007395, 1.274784, 1.524369, 1.745922, 1.940242];
+    for (found, want) in scores(&fixture, &Wanda).row(0).iter().zip(wanda) {
+        assert_relative_eq!(found * scale, want, epsilon = 1.5e-6);
+    }
+    let ria = [0.0, 0.134797, 0.315937, 0.432874, 0.567002, 0.706176, 0.794837, 0.872770];
+    for (found, want) in scores(&fixture, &Ria::default()).row(0).iter().zip(ria) {
+        assert_relative_eq!(found * scale.sqrt(), want, epsilon = 1.5e-6);
+    }
+}
+
+#[test]
+fn statistics_match_those_of_the_released_codes() {
+    let fixture = Fixture::small();
+    let stats = fixture.stats().columns.unwrap();
+    let nowag = [1.238593, 1.038607, 2.070824, 1.493810, 1.411093, 1.373754, 1.351216, 1.344493];
+    for (found, want) in stats.squared_norm().iter().zip(nowag) {
+        assert_relative_eq!(found / 8.0, want, epsilon = 1.5e-6);
+    }
+    let sums =
+        [-0.312256, -0.313930, -0.315609, -0.317295, -0.318990, -0.320698, -0.322424, -0.324172];
+    for (found, want) in stats.mean().iter().zip(sums) {
+        assert_relative_eq!(found * 8.0, want, epsilon = 1.5e-6);
+    }
+    let within = [0.079641, 0.515426, 0.955648, 0.744020, 0.669353, 0.684780, 0.653327, 0.670586];
+    for (found, want) in fixture.variance_within(8).iter().zip(within) {
+        assert_relative_eq!(*found, want, epsilon = 1.5e-6);
+    }
+}
+
+#[test]
+fn an_equal_share_of_every_row_is_what_the_released_variant_of_wanda_bisects_for() {
+    let fixture = Fixture::correlated();
+    let wanda = ScorePruner(WandaShare);
+    let (found, _) = fixture.prune(&wanda, Pattern::Unstructured, Scope::PerLayer).unwrap();
+    let removed: Vec<usize> = found.mask.kept_per_row().into_iter().map(|k| 32 - k).collect();
+    assert_eq!(removed, [17, 18, 16, 15, 18, 13, 17, 14, 16, 15, 13, 14, 17, 17, 17, 19]);
+    assert_relative_eq!(error(&fixture, &found.mask), 187.899019, max_relative = 1e-8);
+    // The share at which the bisection stops lies between what goes and what stays.
+    let shares = scores(&fixture, &WandaShare);
+    for ((r, c), share) in shares.indexed_iter() {
+        assert_eq!(found.mask.is_kept(r, c), *share > 0.209375);
+    }
+}
+
+#[test]
+fn permuted_channels_keep_what_the_reference_keeps() {
+    let fixture = Fixture::correlated();
+    let scores = scores(&fixture, &Ria::default()).mapv(|s| s as f32);
+    let found = permute_channels(scores.view(), 2, 4, &PermuteOptions::default()).unwrap();
+    // Sums over 128 tokens are divided by 4 sequences in the reference.
+    let scale = 32f64.powf(0.25);
+    let kept = [61.948463, 62.057859, 62.731912, 62.934311, 63.101373, 63.404821];
+    for (found, want) in found.kept().iter().zip(kept) {
+        assert_relative_eq!(found * scale, want, max_relative = 1e-6);
+    }
+
     let layer = LayerId::new("layer");
     let target = Target {
         layer: &layer,
-        pattern: Pattern::Unstructured,
+        pattern: TWO_FOUR,
         scope: Scope::PerRow,
-        remove: 16,
+        remove: 256,
         stream: Seed::new(0).stream("layer"),
     };
-    let weight = fixture.weight.mapv(|w| w as f32);
-    let score = Wanda.prepare(&target, weight.view(), &fixture.stats()).unwrap();
-    let mut scores = Array1::zeros(8);
-    score(0, &weight.row(0).to_vec(), scores.as_slice_mut().unwrap());
-    // The reference divides the sum over 16 tokens by 2 sequences.
-    let scale = (16.0f32 / 2.0).sqrt();
-    let reference = [0.0, 0.287637, 0.804178, 1.007395, 1.274784, 1.524369, 1.745922, 1.940242];
-    for (found, want) in scores.iter().zip(reference) {
-        assert_relative_eq!(found * scale, want, epsilon = 1.5e-6);
-    }
+    let mut weight = fixture.weight.mapv(|w| w as f32);
+    let dealt = PermuteOptions { refinement: Refinement::None, ..PermuteOptions::default() };
+    let stats = fixture.stats();
+    let found =
+        prune_permuted(&Ria::default(), weight.view_mut(), &stats, &target, &dealt).unwrap();
+    assert_relative_eq!(error(&fixture, &found.pruned.mask), 245.514935, max_relative = 1e-8);
+    let stored = Mask::of_nonzeros(found.permutation.apply(weight.view()).unwrap().view());
+    stored.check(TWO_FOUR).unwrap();
+    assert!(found.pruned.mask.check(TWO_FOUR).is_err());
 }

@@ -1,0 +1,119 @@
+use ndarray::{Array2, s};
+use prune_core::Result;
+
+use crate::gram_layer::{GramLayer, factor};
+
+/// The upper factor `R` of `H = R Rᵀ`, H being the damped Gram matrix with its columns in the order
+/// in which they are pruned, over its mean diagonal.
+///
+/// The factor `U = R⁻¹` of `H⁻¹ = Uᵀ U`, by which the method is usually written, is never formed:
+/// only its blocks on the diagonal are, which are the inverses of those of R.
+pub(super) struct Factor {
+    /// Lower factor of H with rows and columns reversed: `R = J L J`.
+    lower: Array2<f64>,
+    pub(super) damping: f64,
+    pub(super) raised: u32,
+}
+
+impl Factor {
+    pub(super) fn new(layer: &GramLayer<'_>, order: &[usize], damping: f64) -> Result<Self> {
+        let n = order.len();
+        let matrix = Array2::from_shape_fn((n, n), |(i, j)| {
+            let (i, j) = (order[n - 1 - i], order[n - 1 - j]);
+            let value = layer.gram[[i, j]] / layer.scale;
+            // A dead channel touches no other and may have any positive curvature.
+            if i == j && layer.is_dead(i) { 1.0 } else { value }
+        });
+        let found = factor(layer.id, matrix, damping)?;
+        Ok(Self { lower: found.lower, damping: found.damping, raised: found.raised })
+    }
+
+    /// Rows `start..end` of R from column `start` on.
+    pub(super) fn rows(&self, start: usize, end: usize) -> Array2<f32> {
+        let n = self.lower.nrows();
+        let part = self.lower.slice(s![n - end..n - start, ..n - start]);
+        part.slice(s![..;-1, ..;-1]).mapv(|v| v as f32)
+    }
+
+    /// The block `start..end` of U on the diagonal: the inverse of that of R, by back substitution.
+    pub(super) fn inverse(&self, start: usize, end: usize) -> Array2<f32> {
+        let n = self.lower.nrows();
+        let part = self.lower.slice(s![n - end..n - start, n - end..n - start]);
+        let r = part.slice(s![..;-1, ..;-1]);
+        let size = end - start;
+        let mut u = Array2::<f64>::zeros((size, size));
+        for i in (0..size).rev() {
+            let scale = 1.0 / r[[i, i]];
+            u[[i, i]] = scale;
+            for k in i + 1..size {
+                let by = -r[[i, k]] * scale;
+                let (mut above, below) = u.view_mut().split_at(ndarray::Axis(0), k);
+                above.row_mut(i).scaled_add(by, &below.row(0));
+            }
+        }
+        u.mapv(|v| v as f32)
+    }
+
+    /// The diagonal of R.
+    pub(super) fn diagonal(&self) -> Vec<f32> {
+        self.lower.diag().iter().rev().map(|v| *v as f32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use prune_core::{GramAccumulator, LayerId, LayerStats};
+
+    /// `X[t,j] = sin(0.37(t+1)(j+1)) + 0.5 cos(t+1)`, 16 tokens of 8 channels.
+    fn gram() -> Array2<f64> {
+        let inputs = Array2::from_shape_fn((16, 8), |(t, j)| {
+            let (t, j) = (t as f64 + 1.0, j as f64 + 1.0);
+            (0.37 * t * j).sin() + 0.5 * t.cos()
+        });
+        let half = inputs.t().dot(&inputs);
+        (&half + &half.t()) / 2.0
+    }
+
+    fn factor_of(gram: &Array2<f64>, order: &[usize]) -> (Factor, f64) {
+        let gram = GramAccumulator::from_parts(16, gram.clone()).unwrap();
+        let stats = LayerStats { columns: None, gram: Some(gram) };
+        let (weight, id) = (Array2::zeros((1, order.len())), LayerId::new("fc"));
+        let layer = GramLayer::new("sparsegpt", &id, weight.view(), &stats).unwrap();
+        (Factor::new(&layer, order, 0.01).unwrap(), layer.scale)
+    }
+
+    #[test]
+    fn the_inverse_factor_matches_numpy() {
+        let order: Vec<usize> = (0..8).collect();
+        let (factor, scale) = factor_of(&gram(), &order);
+        let u = factor.inverse(0, 8).mapv(|v| f64::from(v) / scale.sqrt());
+        let row =
+            [0.342364, 0.023475, -0.082598, -0.023213, -0.014610, -0.010606, -0.007943, -0.005736];
+        let diagonal =
+            [0.342364, 0.365924, 0.314341, 0.313473, 0.313964, 0.312383, 0.309330, 0.303321];
+        for (found, want) in u.row(0).iter().zip(row).chain(u.diag().iter().zip(diagonal)) {
+            assert_relative_eq!(*found, want, epsilon = 1e-6);
+        }
+        // The last column has nothing after it to make up for it.
+        let last = gram()[[7, 7]] + 0.01 * gram().diag().sum() / 8.0;
+        assert_relative_eq!(1.0 / (u[[7, 7]] * u[[7, 7]]), last, max_relative = 1e-6);
+    }
+
+    #[test]
+    fn rows_and_blocks_of_any_order_belong_to_one_factor() {
+        let order = [3, 0, 7, 5, 1, 6, 2, 4];
+        let (factor, scale) = factor_of(&gram(), &order);
+        let r = factor.rows(0, 8).mapv(f64::from);
+        let back = r.dot(&r.t()) * scale;
+        let damping = 0.01 * scale;
+        for ((i, j), found) in back.indexed_iter() {
+            let want = gram()[[order[i], order[j]]] + if i == j { damping } else { 0.0 };
+            assert_relative_eq!(*found, want, epsilon = 1e-5);
+        }
+        assert_eq!(factor.rows(2, 5), factor.rows(0, 8).slice(s![2..5, 2..]));
+        let part = factor.rows(2, 5).slice(s![.., ..3]).dot(&factor.inverse(2, 5));
+        assert!((part - Array2::<f32>::eye(3)).iter().all(|d| d.abs() < 1e-6));
+    }
+}
