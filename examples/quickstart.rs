@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let samples =
         TokenWindows::sampled("train.txt", &read("train.txt")?, WINDOW, CALIBRATION_WINDOWS, seed)?;
     let unseen = TokenWindows::consecutive("heldout.txt", &read("heldout.txt")?, WINDOW, None)?;
-    let calibration = Calibration { model: &model, windows: &samples };
+    let calibration = Calibration::new(&model, &samples);
     let dense = Weighted { model: &model, weights: &source };
 
     println!("{:<14} {:>10} {:>8} {:>9} {:>8}", "", "perplexity", "KL", "sparsity", "seconds");

@@ -170,8 +170,8 @@ impl HfWriter {
         self.staging.path(name)
     }
 
-    /// Leaves the incomplete output on the disk, for [`WriterOptions::resume`].
-    pub fn keep(mut self) {
+    /// From here on an incomplete output stays on the disk, for [`WriterOptions::resume`].
+    pub fn keep(&mut self) {
         self.staging.keep();
     }
 

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use prune_pipeline::MemoryBudget;
 
 /// Makes model checkpoints smaller and proves what it did.
 #[derive(Debug, Parser)]
@@ -28,6 +29,9 @@ pub(crate) enum Command {
         recipe: RecipeArgs,
         #[command(flatten)]
         calibration: CalibrationArgs,
+        /// The most memory that the run may take: 2GiB, 800MB.
+        #[arg(long, default_value_t, hide_default_value = true)]
+        memory: MemoryBudget,
         /// Print the plan as JSON.
         #[arg(long)]
         json: bool,
@@ -45,9 +49,15 @@ pub(crate) enum Command {
         /// Bytes of a shard of the output.
         #[arg(long, default_value_t = 5_000_000_000)]
         shard_size: u64,
-        /// Replace an existing output.
+        /// Replace an existing output, and throw away what an interrupted run left.
         #[arg(long)]
         overwrite: bool,
+        /// Go on with an interrupted run of the same command.
+        #[arg(long)]
+        resume: bool,
+        /// The most memory that the run may take: 2GiB, 800MB.
+        #[arg(long, default_value_t, hide_default_value = true)]
+        memory: MemoryBudget,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -56,6 +66,31 @@ pub(crate) enum Command {
     Verify {
         /// The directory that `compress` wrote.
         directory: PathBuf,
+        /// Run the recipe again on `--source` and compare every tensor.
+        #[arg(long, requires = "source")]
+        rederive: bool,
+        /// The model that was compressed.
+        #[arg(long)]
+        source: Option<String>,
+        /// The text or .npy that the run was calibrated on.
+        #[arg(long)]
+        calibration: Option<PathBuf>,
+        /// The most memory that the derivation may take: 2GiB, 800MB.
+        #[arg(long, default_value_t, hide_default_value = true)]
+        memory: MemoryBudget,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show, tensor by tensor, what changed between two models.
+    Diff {
+        /// The model before.
+        before: String,
+        /// The model after.
+        after: String,
+        /// Show equal tensors too.
+        #[arg(long)]
+        all: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,

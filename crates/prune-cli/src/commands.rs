@@ -1,37 +1,44 @@
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use prune_candle::LlamaModel;
-use prune_checkpoint::Checkpoint;
-use prune_core::{Seed, TensorSource};
-use prune_pipeline::{
-    Action, ApplyOptions, Calibration, Plan, Recipe, TokenWindows, Weighted, apply, evaluate,
-    linear_layers, verify,
-};
+use prune_core::TensorSource;
+use prune_pipeline::{Weighted, diff, evaluate, linear_layers};
 use serde_json::json;
 
-use crate::args::{CalibrationArgs, Command, RecipeArgs};
+use crate::args::Command;
+use crate::compress::{self, Output};
 use crate::error::Error;
 use crate::model::{Wanted, load, open, windows};
+use crate::verify;
 
 pub(crate) fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Inspect { model, json } => inspect(&model, json),
-        Command::Plan { model, recipe, calibration, json } => {
-            let job = Job::new(&model, &recipe, &calibration)?;
-            let plan = job.plan()?;
-            if json {
-                println!("{}", plan.to_json()?);
-            } else {
-                print_plan(&plan);
+        Command::Plan { model, recipe, calibration, memory, json } => {
+            compress::plan(&model, &recipe, &calibration, memory, json)
+        }
+        Command::Compress {
+            model,
+            out,
+            recipe,
+            calibration,
+            shard_size,
+            overwrite,
+            resume,
+            memory,
+            json,
+        } => {
+            let output = Output { directory: out, shard_size, overwrite, resume, json };
+            compress::compress(&model, &recipe, &calibration, memory, &output)
+        }
+        Command::Verify { directory, rederive, source, calibration, memory, json } => {
+            match source.filter(|_| rederive) {
+                None => verify::check(&directory, json),
+                Some(source) => {
+                    verify::check_again(&directory, &source, calibration.as_deref(), memory, json)
+                }
             }
-            Ok(())
         }
-        Command::Compress { model, out, recipe, calibration, shard_size, overwrite, json } => {
-            let job = Job::new(&model, &recipe, &calibration)?;
-            job.compress(&out, &ApplyOptions { shard_size, overwrite }, json)
-        }
-        Command::Verify { directory, json } => check(&directory, json),
+        Command::Diff { before, after, all, json } => show_diff(&before, &after, all, json),
         Command::Eval { model, text, seqlen, windows, baseline, json } => {
             eval(&model, &text, seqlen, windows, baseline.as_deref(), json)
         }
@@ -66,126 +73,46 @@ fn inspect(model: &str, as_json: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// A model, what is to be done to it, and the data for it.
-struct Job {
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    calibration: Option<(LlamaModel, TokenWindows)>,
-}
-
-impl Job {
-    fn new(model: &str, args: &RecipeArgs, data: &CalibrationArgs) -> Result<Self, Error> {
-        let recipe = recipe(args)?;
-        let checkpoint = open(model)?;
-        let calibration = match &data.calibration {
-            None => None,
-            Some(path) => {
-                let model = load(&checkpoint)?;
-                let wanted = Wanted::Drawn(data.samples, Seed::new(recipe.seed));
-                let windows = windows(path, &checkpoint, &model, data.seqlen, &wanted)?;
-                Some((model, windows))
-            }
-        };
-        Ok(Self { checkpoint, recipe, calibration })
+fn show_diff(before: &str, after: &str, all: bool, as_json: bool) -> Result<(), Error> {
+    let (a, b) = (open(before)?, open(after)?);
+    let mut tensors = diff(&a, &b)?;
+    let count = tensors.len();
+    if !all {
+        tensors.retain(|t| !t.is_equal());
     }
-
-    fn calibration(&self) -> Option<Calibration<'_>> {
-        self.calibration.as_ref().map(|(model, windows)| Calibration { model, windows })
-    }
-
-    fn plan(&self) -> Result<Plan, Error> {
-        Ok(Plan::new(&self.checkpoint, &self.recipe, self.calibration().as_ref())?)
-    }
-
-    fn compress(&self, out: &Path, options: &ApplyOptions, as_json: bool) -> Result<(), Error> {
-        let plan = self.plan()?;
-        let bar = ProgressBar::new(plan.tensors.len() as u64);
-        if let Ok(style) =
-            ProgressStyle::with_template("{bar:30} {pos}/{len} tensors, {eta} left  {msg}")
-        {
-            bar.set_style(style);
-        }
-        let calibration = self.calibration();
-        let mut progress = |done: usize, _: usize, name: &str| {
-            bar.set_position(done as u64);
-            bar.set_message(name.to_string());
-        };
-        let manifest =
-            apply(&self.checkpoint, &plan, calibration.as_ref(), out, options, &mut progress)?;
-        bar.finish_and_clear();
-        let verification = verify(out)?;
-        if as_json {
-            let report = json!({"out": out, "totals": plan.totals, "tensors": manifest.tensors,
-                "verification": verification});
-            println!("{}", serde_json::to_string_pretty(&report)?);
-        } else {
-            print_plan(&plan);
-            println!("wrote and verified {}", out.display());
-        }
-        if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
-    }
-}
-
-fn recipe(args: &RecipeArgs) -> Result<Recipe, Error> {
-    let mut recipe = match &args.recipe {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| Error::Input { path: path.clone(), reason: e.to_string() })?;
-            Recipe::from_yaml(&text)?
-        }
-        None => Recipe::new(args.method.as_deref().unwrap_or_default()),
-    };
-    if args.recipe.is_none()
-        && let Some(rule) = recipe.rules.first_mut()
-    {
-        rule.sparsity = args.sparsity;
-        rule.pattern.clone_from(&args.pattern);
-        rule.scope.clone_from(&args.scope);
-        rule.allocate.clone_from(&args.allocate);
-    }
-    if let Some(seed) = args.seed {
-        recipe.seed = seed;
-    }
-    Ok(recipe)
-}
-
-fn print_plan(plan: &Plan) {
-    println!("{:<56} {:>10} {:>14} {:>9}", "tensor", "method", "pattern", "sparsity");
-    for tensor in &plan.tensors {
-        if let Action::Prune { method, pattern, remove, .. } = &tensor.action {
-            let all: usize = tensor.shape.iter().product();
-            let sparsity = *remove as f64 / all.max(1) as f64;
-            println!("{:<56} {method:>10} {pattern:>14} {sparsity:>9.4}", tensor.name);
-        }
-    }
-    let t = &plan.totals;
-    println!(
-        "{} of {} weights removed ({:.4}); {} parameters in all; {} bytes to write; about {} MiB \
-         of memory",
-        t.removed,
-        t.planned_weights,
-        t.sparsity,
-        t.parameters,
-        t.bytes,
-        t.peak_memory_bytes >> 20
-    );
-}
-
-fn check(directory: &Path, as_json: bool) -> Result<(), Error> {
-    let verification = verify(directory)?;
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&verification)?);
-    } else if verification.ok {
-        println!("{}: {} tensors verified", directory.display(), verification.tensors);
+        println!("{}", serde_json::to_string_pretty(&json!({ "tensors": tensors }))?);
+        return Ok(());
     }
-    if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
-}
-
-fn report_failures(failures: &[prune_pipeline::Failure]) -> Result<(), Error> {
-    for failure in failures {
-        eprintln!("{}: {}", failure.tensor, failure.reason);
+    println!(
+        "{:<52} {:>10} {:>18} {:>12} {:>12} {:>10}",
+        "tensor", "changed", "zeros", "pattern", "dtype", "rel. norm"
+    );
+    for t in &tensors {
+        let (Some(x), Some(y)) = (&t.before, &t.after) else {
+            let place = if t.before.is_some() { before } else { after };
+            println!("{:<52} only in {place}", t.tensor);
+            continue;
+        };
+        if x.shape != y.shape {
+            println!("{:<52} {:?} -> {:?}", t.tensor, x.shape, y.shape);
+            continue;
+        }
+        let pair = |a: String, b: String| if a == b { a } else { format!("{a} -> {b}") };
+        let number = |n: Option<usize>| n.map_or("-".into(), |n| n.to_string());
+        let text = |s: &Option<String>| s.clone().unwrap_or_else(|| "-".into());
+        println!(
+            "{:<52} {:>10} {:>18} {:>12} {:>12} {:>10}",
+            t.tensor,
+            number(t.changed),
+            pair(number(x.zeros), number(y.zeros)),
+            pair(text(&x.pattern), text(&y.pattern)),
+            pair(x.dtype.clone(), y.dtype.clone()),
+            t.relative_norm.map_or("-".into(), |n| format!("{n:.3e}")),
+        );
     }
-    Err(Error::Verification)
+    println!("{count} tensors, {} shown", tensors.len());
+    Ok(())
 }
 
 fn eval(

@@ -18,12 +18,15 @@ pub(crate) enum Error {
     #[cfg(feature = "hub")]
     #[error("{name}: {source}")]
     Hub { name: String, source: Box<hf_hub::api::sync::ApiError> },
+    #[error("cannot listen for Ctrl-C: {0}")]
+    Signal(#[from] ctrlc::Error),
     #[error("verification failed")]
     Verification,
 }
 
 impl Error {
-    /// 1 failed, 3 verification failed, 4 invalid input.
+    /// 1 failed, 3 verification failed, 4 invalid input, 5 too little memory allowed, 75 interrupted
+    /// and can be resumed.
     pub(crate) fn exit_code(&self) -> u8 {
         use prune_pipeline::Error as P;
         match self {
@@ -31,7 +34,15 @@ impl Error {
             Error::Json(_) => 1,
             #[cfg(feature = "hub")]
             Error::Hub { .. } => 1,
-            Error::Pipeline(P::Io { .. }) => 1,
+            Error::Pipeline(P::Interrupted { .. }) => 75,
+            Error::Pipeline(P::Memory { .. }) => 5,
+            Error::Pipeline(
+                P::Io { .. }
+                | P::SourceChanged { .. }
+                | P::Checkpoint(prune_checkpoint::Error::Io { .. }),
+            )
+            | Error::Checkpoint(prune_checkpoint::Error::Io { .. })
+            | Error::Signal(_) => 1,
             Error::Input { .. } | Error::Pipeline(_) | Error::Checkpoint(_) => 4,
             Error::Model(_) | Error::Core(_) => 4,
         }

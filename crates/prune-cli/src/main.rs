@@ -1,9 +1,13 @@
-//! The command `prune`: inspect, plan, compress, verify and evaluate model checkpoints.
+//! The command `prune`: inspect, plan, compress, verify, compare and evaluate model
+//! checkpoints.
 
 mod args;
 mod commands;
+mod compress;
 mod error;
 mod model;
+mod progress;
+mod verify;
 
 use std::process::ExitCode;
 

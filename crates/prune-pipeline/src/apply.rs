@@ -1,43 +1,64 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::Array2;
-use prune_checkpoint::{AuxiliaryFile, Checkpoint, Contents, HfWriter, WriterOptions, digest};
-use prune_core::{
-    ColumnStats, DType, LayerId, LayerStats, Needs, Seed, Target, TensorInfo, TensorSource,
-    decode_f32, encode_f32,
+use prune_checkpoint::{
+    AuxiliaryFile, Checkpoint, Contents, FileState, Hasher, HfWriter, WriterOptions, digest,
+    read_exact_at, tensor_digest,
 };
 
-use crate::calibrate::{Calibration, embed, forward, observe};
-use crate::manifest::{FileRecord, MANIFEST, Manifest, PrunedRecord, TensorRecord};
-use crate::plan::{Action, Plan, PlannedTensor, pruner};
-use crate::{Error, Result};
+use crate::calibrate::Calibration;
+use crate::journal::{Fingerprint, JOURNAL, Journal};
+use crate::manifest::{FileRecord, MANIFEST, Manifest, TensorRecord};
+use crate::plan::Plan;
+use crate::run::{Item, Run, intact, items};
+use crate::schedule::{PIECE, Schedule};
+use crate::sink::WriteSink;
+use crate::{Error, MemoryBudget, Result};
 
-/// How [`apply`] writes.
+/// How [`apply`] works and writes. None of it but `shard_size` changes a byte of the output.
 #[derive(Debug, Clone)]
 pub struct ApplyOptions {
     /// Bytes of a shard.
     pub shard_size: u64,
-    /// Whether an existing output is replaced.
+    /// Whether an existing output is replaced, and what an interrupted run left thrown away.
     pub overwrite: bool,
+    /// Whether an interrupted run of the same plan is gone on with.
+    pub resume: bool,
+    /// The most memory that the run may take.
+    pub memory: MemoryBudget,
+    /// Set from another thread, it stops the run at the next safe point.
+    pub interrupt: Option<Arc<AtomicBool>>,
 }
 
 impl Default for ApplyOptions {
     fn default() -> Self {
-        Self { shard_size: WriterOptions::default().shard_size, overwrite: false }
+        Self {
+            shard_size: WriterOptions::default().shard_size,
+            overwrite: false,
+            resume: false,
+            memory: MemoryBudget::default(),
+            interrupt: None,
+        }
     }
 }
 
-/// Is told what a run is doing: `(done, all, name)` after each tensor.
-pub type Progress<'a> = dyn FnMut(usize, usize, &str) + 'a;
+/// Is told what a run is doing: `(done, all, name)` after each tensor that is safe on the disk.
+pub type Progress<'a> = dyn FnMut(usize, usize, &str) + Send + 'a;
 
-/// Executes a plan: reads `source` a tensor at a time (a block at a time where calibration is
-/// needed) and writes a Hugging Face directory with a [`Manifest`] at `out`.
+/// Executes a plan: reads `source` a piece of a tensor at a time (a block at a time where
+/// calibration is needed) and writes a Hugging Face directory with a [`Manifest`] at `out`.
 ///
-/// Nothing stands at `out` before everything is written.
+/// Nothing stands at `out` before everything is written. What is done is kept beside it, under the
+/// name that [`HfWriter::partial`] gives, when the run is killed, interrupted or stopped by the
+/// file system; a run with [`ApplyOptions::resume`] goes on from there and ends with the same bytes
+/// as one that was never interrupted.
 ///
 /// # Errors
-/// [`Error::Plan`] when the plan is of another checkpoint, [`Error::NeedsCalibration`],
+/// [`Error::Memory`] before anything is read; [`Error::Plan`] when the plan is of another
+/// checkpoint; [`Error::NeedsCalibration`], [`Error::Starved`]; [`Error::Unfinished`] and
+/// [`Error::Changed`] about an earlier run; [`Error::SourceChanged`]; [`Error::Interrupted`];
 /// [`Error::Checkpoint`], [`Error::Core`].
 pub fn apply(
     source: &Checkpoint,
@@ -47,274 +68,189 @@ pub fn apply(
     options: &ApplyOptions,
     progress: &mut Progress<'_>,
 ) -> Result<Manifest> {
-    let planned = plan.tensors.iter().map(|t| Ok((t, check_tensor(source, t)?)));
-    let planned: Vec<(&PlannedTensor, TensorInfo)> = planned.collect::<Result<_>>()?;
-    if planned.len() != source.tensors().len() {
-        let reason =
-            format!("plans {} tensors; the source has {}", planned.len(), source.tensors().len());
-        return Err(Error::plan("plan", reason));
+    let items = items(source, plan)?;
+    let schedule = Schedule::new(source, plan, calibration, options.memory)?;
+    let calibration_digest = calibration_digest(calibration, &schedule);
+    let states = source.file_states()?;
+    let fingerprint =
+        Fingerprint::new(source, plan, calibration_digest.clone(), options.shard_size)?;
+    let partial = HfWriter::partial(out)?;
+    if options.resume && !partial.exists() {
+        if let Some(manifest) = complete(out, plan, calibration_digest.as_ref()) {
+            return Ok(manifest);
+        }
+    } else if !options.resume && !options.overwrite {
+        let done = Journal::done(&partial.join(JOURNAL))?;
+        if done > 0 {
+            return Err(Error::Unfinished { path: partial, done });
+        }
     }
     let writer = HfWriter::create(
         out,
         WriterOptions {
-            plan: planned.iter().map(|(_, info)| info.clone()).collect(),
+            plan: items.iter().map(|item| item.info.clone()).collect(),
             shard_size: options.shard_size,
             overwrite: options.overwrite,
             source: Some(source.path().to_path_buf()),
+            resume: options.resume,
             ..WriterOptions::default()
         },
     )?;
-    let mut run = Run {
+    let (journal, records) = open_journal(&writer, source, &items, &fingerprint, options)?;
+    let sink = WriteSink { writer, journal: Mutex::new(journal) };
+    let run = Run {
         source,
         plan,
-        writer,
-        records: BTreeMap::new(),
-        replaced: Overlay { base: source, tensors: HashMap::new() },
-        progress,
+        sink: &sink,
+        schedule: &schedule,
+        budget: options.memory,
+        calibration,
+        interrupt: options.interrupt.as_deref(),
+        progress: Mutex::new(progress),
+        records: Mutex::new(records),
     };
-    let mut blocks: BTreeMap<usize, Vec<&(&PlannedTensor, TensorInfo)>> = BTreeMap::new();
-    let mut rest = Vec::new();
-    for entry in &planned {
-        match (needs(entry.0)?, prune_core::block_of(&entry.0.name)) {
-            (Needs::Nothing, _) | (_, None) => rest.push(entry),
-            (_, Some((block, _))) => blocks.entry(block).or_default().push(entry),
+    let result = run.run(&items).and_then(|()| unchanged(source, &states));
+    let records = run.records.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut writer = sink.writer;
+    match result {
+        Ok(()) => finish(source, plan, calibration_digest, records, writer),
+        Err(e) => {
+            if can_go_on(&e) {
+                writer.keep();
+            }
+            Err(e)
         }
     }
-    // Data-free tensors of a block that is run must be replaced before it is run; they come first.
-    let calibrated = !blocks.is_empty();
-    for (tensor, info) in rest {
-        run.tensor(tensor, info, &LayerStats::default(), calibrated)?;
-    }
-    if calibrated {
-        let calibration =
-            calibration.ok_or_else(|| Error::NeedsCalibration { what: "this plan".into() })?;
-        run.blocks(calibration, &blocks)?;
-    }
-    run.finish(calibration.filter(|_| calibrated))
 }
 
-fn needs(tensor: &PlannedTensor) -> Result<Needs> {
-    match &tensor.action {
-        Action::Copy => Ok(Needs::Nothing),
-        Action::Prune { method, .. } => Ok(pruner(method)?.needs()),
+/// Whether what is done is worth keeping after this error: it came from outside, and the same
+/// command may succeed later.
+fn can_go_on(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Interrupted { .. }
+            | Error::Io { .. }
+            | Error::Checkpoint(prune_checkpoint::Error::Io { .. })
+    )
+}
+
+/// The manifest of an output that this very plan has already completed.
+fn complete(out: &Path, plan: &Plan, calibration: Option<&String>) -> Option<Manifest> {
+    let manifest = Manifest::read(out).ok()?;
+    let same = manifest.plan == *plan
+        && manifest.calibration_digest.as_ref() == calibration
+        && manifest.version == env!("CARGO_PKG_VERSION");
+    same.then_some(manifest)
+}
+
+fn open_journal(
+    writer: &HfWriter,
+    source: &Checkpoint,
+    items: &[Item<'_>],
+    fingerprint: &Fingerprint,
+    options: &ApplyOptions,
+) -> Result<(Journal, BTreeMap<String, TensorRecord>)> {
+    let path = writer.scratch(JOURNAL);
+    if options.resume
+        && let Some((journal, recorded)) = Journal::resume(path.clone(), fingerprint)?
+    {
+        let check = |record: &TensorRecord| {
+            let found = tensor_digest(source, &record.name)?;
+            if found != record.source_digest {
+                return Err(Error::Changed {
+                    what: format!("the source tensor `{}`", record.name),
+                    path: path.clone(),
+                });
+            }
+            let item = items.iter().find(|item| item.tensor.name == record.name);
+            item.map_or(Ok(false), |item| Ok(written_digest(writer, item)? == record.digest))
+        };
+        let records = intact(items, recorded, &check)?;
+        for name in records.keys() {
+            writer.seal(name)?;
+        }
+        return Ok((journal, records));
+    }
+    Ok((Journal::create(path, fingerprint)?, BTreeMap::new()))
+}
+
+fn written_digest(writer: &HfWriter, item: &Item<'_>) -> Result<String> {
+    let bytes = item.info.nbytes();
+    let mut hash = Hasher::default();
+    let mut piece = vec![0; PIECE.min(bytes)];
+    let mut offset = 0;
+    while offset < bytes {
+        let part = PIECE.min(bytes - offset);
+        writer.read_part(&item.info.name, offset as u64, &mut piece[..part])?;
+        hash.update(&piece[..part]);
+        offset += part;
+    }
+    Ok(hash.finish())
+}
+
+/// The digest of the token ids, where the plan reads them.
+pub(crate) fn calibration_digest(
+    calibration: Option<&Calibration<'_>>,
+    schedule: &Schedule,
+) -> Option<String> {
+    calibration.filter(|_| schedule.samples > 0).map(|c| digest(&c.windows.bytes()))
+}
+
+/// Refuses a result that was read from a source that changed meanwhile.
+pub(crate) fn unchanged(source: &Checkpoint, before: &[FileState]) -> Result<()> {
+    let now = source.file_states()?;
+    match now.iter().zip(before).find(|(now, before)| now != before) {
+        Some((now, _)) => Err(Error::SourceChanged { path: now.path.clone() }),
+        None => Ok(()),
     }
 }
 
-/// What will be written for a planned tensor, once it is clear that the source holds it.
-fn check_tensor(source: &Checkpoint, tensor: &PlannedTensor) -> Result<TensorInfo> {
-    let info = source.info(&tensor.name)?;
-    if info.shape != tensor.shape {
-        let reason = format!("planned as {:?}; the source has {:?}", tensor.shape, info.shape);
-        return Err(Error::plan(&tensor.name, reason));
-    }
-    let dtype: DType = tensor.dtype.parse()?;
-    if tensor.action == Action::Copy && dtype != info.dtype {
-        let reason = format!("copied as {dtype}; the source has {}", info.dtype);
-        return Err(Error::plan(&tensor.name, reason));
-    }
-    Ok(TensorInfo { dtype, ..info.clone() })
-}
-
-struct Run<'a, 'p> {
-    source: &'a Checkpoint,
-    plan: &'a Plan,
-    writer: HfWriter,
+fn finish(
+    source: &Checkpoint,
+    plan: &Plan,
+    calibration_digest: Option<String>,
     records: BTreeMap<String, TensorRecord>,
-    /// What later passes of the model see instead of the source.
-    replaced: Overlay<'a>,
-    progress: &'a mut Progress<'p>,
-}
-
-impl Run<'_, '_> {
-    fn blocks(
-        &mut self,
-        calibration: &Calibration<'_>,
-        blocks: &BTreeMap<usize, Vec<&(&PlannedTensor, TensorInfo)>>,
-    ) -> Result<()> {
-        let model = calibration.model;
-        let last = blocks.keys().copied().max().unwrap_or(0);
-        if last >= model.blocks() {
-            let reason = format!("plans block {last}; the model has {}", model.blocks());
-            return Err(Error::plan("plan", reason));
+    mut writer: HfWriter,
+) -> Result<Manifest> {
+    writer.keep();
+    let mut files = Vec::new();
+    for file in source.auxiliary_files()? {
+        if file.name == MANIFEST {
+            continue;
         }
-        let mut hidden = embed(calibration, self.source)?;
-        for index in 0..=last {
-            let planned = blocks.get(&index).map(Vec::as_slice).unwrap_or_default();
-            if !planned.is_empty() {
-                let wanted: BTreeSet<LayerId> =
-                    planned.iter().map(|(t, _)| LayerId::from_tensor(&t.name)).collect();
-                let block = model.load_block(&self.replaced, index)?;
-                let mut seen = observe(&*block, &hidden, &wanted)?;
-                drop(block);
-                for (tensor, info) in planned {
-                    let columns = seen.remove(&LayerId::from_tensor(&tensor.name));
-                    self.tensor(tensor, info, &LayerStats { columns, gram: None }, true)?;
-                }
-            }
-            if index < last {
-                let block = model.load_block(&self.replaced, index)?;
-                forward(&*block, &mut hidden)?;
-            }
-            let prefix = format!(".{index}.");
-            self.replaced.tensors.retain(|name, _| !name.contains(&prefix));
-        }
-        Ok(())
+        files.push(FileRecord { name: file.name.clone(), digest: file_digest(&file)? });
+        writer.copy_file(&file)?;
     }
-
-    /// Does what is planned for one tensor and writes it.
-    fn tensor(
-        &mut self,
-        tensor: &PlannedTensor,
-        info: &TensorInfo,
-        stats: &LayerStats,
-        keep: bool,
-    ) -> Result<()> {
-        let stored = self.source.read(&tensor.name)?;
-        let source_digest = digest(&stored);
-        let (bytes, pruned) = match &tensor.action {
-            Action::Copy => (stored, None),
-            Action::Prune { .. } => {
-                let (bytes, record) = self.prune(tensor, info, &stored, stats)?;
-                (bytes, Some(record))
-            }
-        };
-        let written = if pruned.is_some() { digest(&bytes) } else { source_digest.clone() };
-        self.writer.write_tensor(info, &bytes)?;
-        if keep && pruned.is_some() {
-            self.replaced.tensors.insert(tensor.name.clone(), (info.clone(), bytes));
-        }
-        self.records.insert(
-            tensor.name.clone(),
-            TensorRecord { name: tensor.name.clone(), source_digest, digest: written, pruned },
-        );
-        (self.progress)(self.records.len(), self.plan.tensors.len(), &tensor.name);
-        Ok(())
-    }
-
-    fn prune(
-        &self,
-        tensor: &PlannedTensor,
-        info: &TensorInfo,
-        stored: &[u8],
-        stats: &LayerStats,
-    ) -> Result<(Vec<u8>, PrunedRecord)> {
-        let Action::Prune { method, pattern, scope, remove } = &tensor.action else {
-            return Err(Error::plan(&tensor.name, "is planned as a copy"));
-        };
-        let shape = info.matrix_shape()?;
-        let from = self.source.info(&tensor.name)?.dtype;
-        let dense = decode_f32(&tensor.name, from, stored)?;
-        let mut weight =
-            Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(&tensor.name, e))?;
-        let layer = LayerId::from_tensor(&tensor.name);
-        let target = Target {
-            layer: &layer,
-            pattern: pattern.parse()?,
-            scope: scope.parse()?,
-            remove: *remove,
-            stream: Seed::new(self.plan.recipe.seed).stream(layer.as_str()),
-        };
-        pruner(method)?.prune(weight.view_mut(), stats, &target)?;
-        // Kept zeros of the source may be negative; a checkpoint of ours has none.
-        weight.mapv_inplace(|w| if w == 0.0 { 0.0 } else { w });
-        let zeros = weight.iter().filter(|w| **w == 0.0).count();
-        if zeros < *remove {
-            let reason = format!("{zeros} zeros after pruning; {remove} are planned");
-            return Err(Error::plan(&tensor.name, reason));
-        }
-        let bytes = encode_f32(&tensor.name, info.dtype, weight.as_slice().unwrap_or_default())?;
-        let dense = decode_f32(&tensor.name, from, stored)?;
-        let record = PrunedRecord {
-            zeros,
-            sparsity: zeros as f64 / weight.len().max(1) as f64,
-            tokens: stats.columns.as_ref().map_or(0, ColumnStats::count),
-            relative_error: relative_error(&dense, &weight, stats.columns.as_ref()),
-        };
-        Ok((bytes, record))
-    }
-
-    fn finish(mut self, calibration: Option<&Calibration<'_>>) -> Result<Manifest> {
-        let mut files = Vec::new();
-        for file in self.source.auxiliary_files()? {
-            if file.name == MANIFEST {
-                continue;
-            }
-            files.push(FileRecord { name: file.name.clone(), digest: file_digest(&file)? });
-            self.writer.copy_file(&file)?;
-        }
-        files.sort_by(|a, b| a.name.cmp(&b.name));
-        let manifest = Manifest {
-            format: "prune-manifest/1".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            plan: self.plan.clone(),
-            calibration_digest: calibration.map(|c| digest(&c.windows.bytes())),
-            tensors: self.records.into_values().collect(),
-            files,
-        };
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::plan(MANIFEST, e))?;
-        self.writer.add_file(MANIFEST, &json)?;
-        self.writer.finish()?;
-        Ok(manifest)
-    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let manifest = Manifest {
+        format: "prune-manifest/1".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        plan: plan.clone(),
+        processor: calibration_digest.is_some().then(crate::processor::processor),
+        calibration_digest,
+        tensors: records.into_values().collect(),
+        files,
+    };
+    writer.add_file(MANIFEST, &manifest.to_json()?)?;
+    writer.finish()?;
+    Ok(manifest)
 }
 
 pub(crate) fn file_digest(file: &AuxiliaryFile) -> Result<String> {
-    match &file.contents {
-        Contents::Bytes(bytes) => Ok(digest(bytes)),
-        Contents::Path(path) => {
-            let read = std::fs::read(path);
-            Ok(digest(&read.map_err(|source| Error::Io { path: path.clone(), source })?))
-        }
+    let path = match &file.contents {
+        Contents::Bytes(bytes) => return Ok(digest(bytes)),
+        Contents::Path(path) => path,
+    };
+    let io = |source| Error::Io { path: path.clone(), source };
+    let opened = std::fs::File::open(path).map_err(io)?;
+    let length = opened.metadata().map_err(io)?.len();
+    let mut hash = Hasher::default();
+    let mut offset = 0;
+    while offset < length {
+        let mut piece = vec![0; (length - offset).min(PIECE as u64) as usize];
+        read_exact_at(&opened, &mut piece, offset).map_err(io)?;
+        hash.update(&piece);
+        offset += piece.len() as u64;
     }
-}
-
-/// `Σ (W − W')² a / Σ W² a` in f64; 0 for a layer of zeros.
-fn relative_error(dense: &[f32], weight: &Array2<f32>, columns: Option<&ColumnStats>) -> f64 {
-    let cols = weight.ncols().max(1);
-    let ones = vec![1.0; cols];
-    let norms = columns.map_or(ones.as_slice(), ColumnStats::squared_norm);
-    let (mut lost, mut all) = (0.0, 0.0);
-    for (before, after) in dense.chunks(cols).zip(weight.outer_iter()) {
-        for ((b, a), norm) in before.iter().zip(after).zip(norms) {
-            let (b, d) = (f64::from(*b), f64::from(b - a));
-            lost += d * d * norm;
-            all += b * b * norm;
-        }
-    }
-    if all == 0.0 { 0.0 } else { lost / all }
-}
-
-/// A checkpoint some of whose tensors are replaced by what was written for them.
-struct Overlay<'a> {
-    base: &'a Checkpoint,
-    tensors: HashMap<String, (TensorInfo, Vec<u8>)>,
-}
-
-impl TensorSource for Overlay<'_> {
-    fn tensors(&self) -> &[TensorInfo] {
-        self.base.tensors()
-    }
-
-    fn info(&self, name: &str) -> prune_core::Result<&TensorInfo> {
-        match self.tensors.get(name) {
-            Some((info, _)) => Ok(info),
-            None => self.base.info(name),
-        }
-    }
-
-    fn read_at(&self, name: &str, offset: usize, buf: &mut [u8]) -> prune_core::Result<()> {
-        let Some((_, bytes)) = self.tensors.get(name) else {
-            return self.base.read_at(name, offset, buf);
-        };
-        let end = offset.checked_add(buf.len());
-        let part = end.and_then(|end| bytes.get(offset..end)).ok_or_else(|| {
-            prune_core::Error::OutOfRange {
-                what: format!("{name}: byte range"),
-                found: format!("{offset} + {}", buf.len()),
-                expected: format!("within {} bytes", bytes.len()),
-            }
-        })?;
-        buf.copy_from_slice(part);
-        Ok(())
-    }
+    Ok(hash.finish())
 }

@@ -1,80 +1,149 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use ndarray::Array2;
-use prune_core::{Block, BlockModel, ColumnStats, LayerId, TensorSource};
-use prune_importance::OutlierDistribution;
+use prune_core::{
+    Block, BlockModel, ColumnStats, GramAccumulator, LayerId, LayerStats, Needs, TensorSource,
+};
 use rayon::prelude::*;
 
-use crate::{Result, TokenWindows};
+use crate::hidden::HiddenStates;
+use crate::{MemoryBudget, Result, TokenWindows};
 
 /// A model that can be run, and the token windows to run it on.
+///
+/// ```no_run
+/// # use prune_core::BlockModel;
+/// # use prune_pipeline::{Calibration, TokenWindows};
+/// # fn f(model: &dyn BlockModel, windows: &TokenWindows) -> prune_pipeline::Result<()> {
+/// let calibration = Calibration::new(model, windows).memory("2GiB".parse()?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
 pub struct Calibration<'a> {
-    /// The model.
-    pub model: &'a dyn BlockModel,
-    /// The samples.
-    pub windows: &'a TokenWindows,
+    pub(crate) model: &'a dyn BlockModel,
+    pub(crate) windows: &'a TokenWindows,
+    pub(crate) memory: MemoryBudget,
+    pub(crate) spill: PathBuf,
 }
 
-impl Calibration<'_> {
-    /// Bytes of the hidden states of all samples, one block and its scratch on each thread.
-    pub(crate) fn memory(&self) -> usize {
-        let tokens = self.windows.windows().len() * self.windows.length();
-        let hidden = 4 * tokens * self.model.width();
-        hidden
-            + (1 + rayon::current_num_threads())
-                * (self.model.block_bytes() + self.model.sample_bytes(self.windows.length()))
+impl<'a> Calibration<'a> {
+    /// A model and its samples. Without a memory budget nothing is spilled.
+    pub fn new(model: &'a dyn BlockModel, windows: &'a TokenWindows) -> Self {
+        let spill = std::env::temp_dir();
+        Self { model, windows, memory: MemoryBudget::default(), spill }
+    }
+
+    /// Keeps to this budget: hidden states go to a temporary file where they must.
+    pub fn memory(mut self, budget: MemoryBudget) -> Self {
+        self.memory = budget;
+        self
+    }
+
+    /// The directory of that temporary file; the system's by default.
+    pub fn spill_to(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.spill = directory.into();
+        self
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a dyn BlockModel {
+        self.model
+    }
+
+    /// The samples.
+    pub fn windows(&self) -> &'a TokenWindows {
+        self.windows
+    }
+
+    pub(crate) fn samples(&self) -> usize {
+        self.windows.windows().len()
+    }
+
+    /// Bytes of the hidden states of one sample.
+    pub(crate) fn state_bytes(&self) -> u64 {
+        4 * self.windows.length() as u64 * self.model.width() as u64
+    }
+
+    /// The hidden states that enter block 0.
+    pub(crate) fn embed(&self, source: &dyn TensorSource, spill: bool) -> Result<HiddenStates> {
+        let one = |i: usize| Ok(self.model.embed(source, &self.windows.windows()[i])?);
+        if spill {
+            let shape = (self.windows.length(), self.model.width());
+            return HiddenStates::in_file(Path::new(&self.spill), self.samples(), shape, one);
+        }
+        Ok(HiddenStates::in_memory((0..self.samples()).map(one).collect::<Result<_>>()?))
     }
 }
 
-/// Samples whose statistics are summed apart before they join, in this fixed grouping, so that the
-/// sums do not depend on threads.
-const BATCH: usize = 8;
-
-/// The hidden states that enter block 0, a sample each.
-pub(crate) fn embed(
-    calibration: &Calibration<'_>,
-    source: &dyn TensorSource,
-) -> Result<Vec<Array2<f32>>> {
-    let windows = calibration.windows.windows();
-    Ok(windows
-        .iter()
-        .map(|w| calibration.model.embed(source, w))
-        .collect::<prune_core::Result<_>>()?)
+/// Statistics of layers that share their input.
+pub(crate) struct Observed {
+    pub(crate) layers: Vec<LayerId>,
+    pub(crate) stats: LayerStats,
 }
 
-/// Column statistics of the wanted layers of a block, from the inputs that they see.
+/// Statistics of the wanted layers of a block, from the inputs that they see; `at_once` samples run
+/// side by side.
+///
+/// Statistics of a sample are summed apart and join in the order of the samples, so that neither
+/// threads nor `at_once` change a bit.
 pub(crate) fn observe(
     block: &dyn Block,
-    hidden: &[Array2<f32>],
-    wanted: &BTreeSet<LayerId>,
-) -> Result<HashMap<LayerId, ColumnStats>> {
-    let mut all: HashMap<LayerId, ColumnStats> = HashMap::new();
-    for batch in hidden.chunks(BATCH) {
-        let parts: Vec<_> =
-            batch.par_iter().map(|h| observe_sample(block, h, wanted)).collect::<Result<_>>()?;
-        for (ids, part) in parts.into_iter().flatten() {
-            for id in ids {
-                all.entry(id).or_insert_with(|| ColumnStats::new(part.channels())).merge(&part)?;
+    hidden: &HiddenStates,
+    wanted: &BTreeMap<LayerId, Needs>,
+    at_once: usize,
+    pause: &dyn Fn() -> Result<()>,
+) -> Result<Vec<Observed>> {
+    let mut all: Vec<Observed> = Vec::new();
+    for first in (0..hidden.samples()).step_by(at_once.max(1)) {
+        pause()?;
+        let last = (first + at_once.max(1)).min(hidden.samples());
+        let parts: Vec<Vec<Part>> = (first..last)
+            .into_par_iter()
+            .map(|i| observe_sample(block, &hidden.get(i)?, wanted))
+            .collect::<Result<_>>()?;
+        for part in parts.into_iter().flatten() {
+            let place = all.iter().position(|o| o.layers == part.layers).unwrap_or(all.len());
+            if place == all.len() {
+                let channels = part.columns.channels();
+                let gram = part.input.as_ref().map(|_| GramAccumulator::new(channels));
+                let stats = LayerStats { columns: Some(ColumnStats::new(channels)), gram };
+                all.push(Observed { layers: part.layers.clone(), stats });
+            }
+            let stats = &mut all[place].stats;
+            if let Some(columns) = &mut stats.columns {
+                columns.merge(&part.columns)?;
+            }
+            if let (Some(gram), Some(input)) = (&mut stats.gram, &part.input) {
+                gram.update(&format!("input of {}", part.layers[0]), input.view())?;
             }
         }
     }
     Ok(all)
 }
 
-type Part = (Vec<LayerId>, ColumnStats);
+struct Part {
+    layers: Vec<LayerId>,
+    columns: ColumnStats,
+    /// Kept where a Gram matrix is wanted.
+    input: Option<Array2<f32>>,
+}
 
 fn observe_sample(
     block: &dyn Block,
     hidden: &Array2<f32>,
-    wanted: &BTreeSet<LayerId>,
+    wanted: &BTreeMap<LayerId, Needs>,
 ) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     block.observe(hidden.view(), &mut |ids, input| {
-        let ids: Vec<LayerId> = ids.iter().filter(|id| wanted.contains(*id)).cloned().collect();
-        if let Some(first) = ids.first() {
-            let mut stats = ColumnStats::new(input.ncols());
-            stats.update(&format!("input of {first}"), input)?;
-            parts.push((ids, stats));
+        let layers: Vec<LayerId> =
+            ids.iter().filter(|id| wanted.contains_key(*id)).cloned().collect();
+        if let Some(first) = layers.first() {
+            let mut columns = ColumnStats::new(input.ncols());
+            columns.update(&format!("input of {first}"), input)?;
+            let gram = layers.iter().any(|id| wanted.get(id) == Some(&Needs::Gram));
+            parts.push(Part { layers, columns, input: gram.then(|| input.to_owned()) });
         }
         Ok(())
     })?;
@@ -82,43 +151,20 @@ fn observe_sample(
 }
 
 /// Runs a block over all samples, in place.
-pub(crate) fn forward(block: &dyn Block, hidden: &mut [Array2<f32>]) -> Result<()> {
-    Ok(hidden.par_iter_mut().try_for_each(|h| {
-        *h = block.forward(h.view())?;
-        Ok::<(), prune_core::Error>(())
-    })?)
-}
-
-/// OWL's outlier percentage of every block, on the dense model.
-pub(crate) fn outlier_scores(
-    source: &dyn TensorSource,
-    calibration: &Calibration<'_>,
-) -> Result<Vec<f64>> {
-    let model = calibration.model;
-    let mut hidden = embed(calibration, source)?;
-    let mut scores = Vec::new();
-    for index in 0..model.blocks() {
-        let layers: Vec<_> =
-            model.layers().iter().filter(|l| l.block == Some(index)).map(|l| &l.id).collect();
-        let wanted = layers.iter().map(|id| (*id).clone()).collect();
-        let block = model.load_block(source, index)?;
-        let stats = observe(&*block, &hidden, &wanted)?;
-        let mut first = OutlierDistribution::new(OutlierDistribution::MULTIPLIER)?;
-        for id in &layers {
-            if let Some(stats) = stats.get(*id) {
-                first.observe(id, source.read_matrix(&id.weight_name())?.view(), stats)?;
-            }
-        }
-        let mut second = first.second_pass()?;
-        for id in &layers {
-            if let Some(stats) = stats.get(*id) {
-                second.observe(id, source.read_matrix(&id.weight_name())?.view(), stats)?;
-            }
-        }
-        scores.push(second.percent()?);
-        if index + 1 < model.blocks() {
-            forward(&*block, &mut hidden)?;
-        }
+pub(crate) fn forward(
+    block: &dyn Block,
+    hidden: &mut HiddenStates,
+    at_once: usize,
+    pause: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    for first in (0..hidden.samples()).step_by(at_once.max(1)) {
+        pause()?;
+        let last = (first + at_once.max(1)).min(hidden.samples());
+        let states = (first..last)
+            .into_par_iter()
+            .map(|i| Ok(block.forward(hidden.get(i)?.view())?))
+            .collect::<Result<_>>()?;
+        hidden.replace(first, states)?;
     }
-    Ok(scores)
+    Ok(())
 }

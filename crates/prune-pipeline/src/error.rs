@@ -70,6 +70,94 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A linear layer of a block that no rule of the recipe mentions.
+    #[error(
+        "{layer}: no rule of the recipe says what to do with it ({count} such layers in all); add \
+         a rule, or one with `skip: true`"
+    )]
+    Uncovered {
+        /// The first such layer.
+        layer: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// Weights of several experts in one tensor, which would be left dense in silence.
+    #[error(
+        "{tensor}: shape {shape:?} looks like fused experts, which are not understood; exclude it \
+         by name with `skip: true`, or split it into matrices"
+    )]
+    FusedExperts {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A layer that saw too little calibration data.
+    #[error(
+        "{layer}: {found} calibration tokens reached this layer; at least {needed} are needed \
+         (min_tokens of the recipe): use more or other text"
+    )]
+    Starved {
+        /// The layer.
+        layer: String,
+        /// Tokens that reached it.
+        found: u64,
+        /// Tokens needed.
+        needed: u64,
+    },
+    /// A memory budget that cannot be met.
+    #[error(
+        "a memory budget of {} is too small: {what} needs {} (--memory)",
+        crate::memory::Mebibytes(*budget),
+        crate::memory::Mebibytes(*least)
+    )]
+    Memory {
+        /// The budget in bytes.
+        budget: u64,
+        /// The least that would do.
+        least: u64,
+        /// The tensor or block that needs it.
+        what: String,
+    },
+    /// The run was asked to stop, and did at a safe point.
+    #[error(
+        "interrupted after {done} of {all} tensors, which are kept; run the same command with \
+         --resume to go on"
+    )]
+    Interrupted {
+        /// Tensors that are safe.
+        done: usize,
+        /// All tensors.
+        all: usize,
+    },
+    /// An interrupted run left its work.
+    #[error(
+        "{path}: an interrupted run left {done} tensors here; go on with --resume, or start over \
+         with --overwrite"
+    )]
+    Unfinished {
+        /// The directory of the incomplete output.
+        path: PathBuf,
+        /// Complete tensors in it.
+        done: usize,
+    },
+    /// A run that cannot go on with the work of another, because it was started with other things.
+    #[error(
+        "{path}: cannot be resumed: {what} is not what it was; undo the change, or start over with \
+         --overwrite and without --resume"
+    )]
+    Changed {
+        /// What changed.
+        what: String,
+        /// The directory of the incomplete output.
+        path: PathBuf,
+    },
+    /// A source that was changed while it was read.
+    #[error("{path}: changed while it was read; the output was not completed")]
+    SourceChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file that cannot be read or written.
     #[error("{path}: {source}")]
     Io {

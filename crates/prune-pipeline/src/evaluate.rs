@@ -5,7 +5,8 @@ use prune_core::{BlockModel, Head, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::calibrate::{Calibration, embed, forward};
+use crate::calibrate::{Calibration, forward};
+use crate::hidden::HiddenStates;
 use crate::{Error, Result, TokenWindows};
 
 /// A model with its weights.
@@ -69,8 +70,12 @@ pub fn evaluate(
         .par_iter()
         .enumerate()
         .map(|(i, tokens)| {
-            let base = base.as_ref().map(|b| (&b.hidden[i], &*b.head));
-            window_sums(tokens, &last.hidden[i], &*last.head, base)
+            let base = match &base {
+                Some(b) => Some((b.hidden.get(i)?, &*b.head)),
+                None => None,
+            };
+            let base = base.as_ref().map(|(hidden, head)| (hidden, *head));
+            window_sums(tokens, &last.hidden.get(i)?, &*last.head, base)
         })
         .collect::<Result<_>>()?;
     let mut all = Sums::default();
@@ -94,15 +99,16 @@ pub fn evaluate(
 
 /// The last hidden states of all windows, and what turns them into logits.
 struct Last {
-    hidden: Vec<Array2<f32>>,
+    hidden: HiddenStates,
     head: Box<dyn Head>,
 }
 
 fn run(subject: Weighted<'_>, windows: &TokenWindows) -> Result<Last> {
     let Weighted { model, weights } = subject;
-    let mut hidden = embed(&Calibration { model, windows }, weights)?;
+    let mut hidden = Calibration::new(model, windows).embed(weights, false)?;
+    let at_once = rayon::current_num_threads();
     for index in 0..model.blocks() {
-        forward(&*model.load_block(weights, index)?, &mut hidden)?;
+        forward(&*model.load_block(weights, index)?, &mut hidden, at_once, &|| Ok(()))?;
     }
     Ok(Last { hidden, head: model.load_head(weights)? })
 }

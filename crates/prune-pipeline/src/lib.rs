@@ -21,7 +21,10 @@
 //! | a model to run | [`Calibration`], over [`prune_core::BlockModel`] |
 //! | doing it | [`apply`], [`ApplyOptions`] |
 //! | what was done | [`Manifest`], in `prune-manifest.json` |
+//! | within what memory | [`MemoryBudget`], [`Schedule`] |
 //! | proving it from disk | [`verify`], [`Verification`] |
+//! | proving it again from the source | [`rederive`] |
+//! | what changed between two checkpoints | [`diff()`], [`TensorDifference`] |
 //! | how good it still is | [`evaluate`], [`Evaluation`] |
 //!
 //! The crate knows no tensor framework: a model is anything that implements
@@ -29,20 +32,39 @@
 
 mod apply;
 mod calibrate;
+mod compress;
+mod coverage;
+mod diff;
 mod error;
 mod evaluate;
+mod hidden;
+mod journal;
 mod manifest;
+mod measure;
+mod memory;
+mod output_error;
 mod plan;
+mod processor;
 mod recipe;
+mod rederive;
+mod run;
+mod schedule;
+mod sink;
 mod verify;
 mod windows;
 
 pub use apply::{ApplyOptions, Progress, apply};
 pub use calibrate::Calibration;
+pub use coverage::linear_layers;
+pub use diff::{Side, TensorDifference, diff};
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, Weighted, evaluate};
 pub use manifest::{FileRecord, MANIFEST, Manifest, PrunedRecord, TensorRecord};
-pub use plan::{Action, CalibrationShape, Plan, PlannedTensor, Totals, linear_layers};
+pub use memory::MemoryBudget;
+pub use plan::{Action, CalibrationShape, Plan, PlannedTensor, Totals};
+pub use processor::processor;
 pub use recipe::{Recipe, Rule};
+pub use rederive::rederive;
+pub use schedule::Schedule;
 pub use verify::{Failure, Verification, verify};
 pub use windows::TokenWindows;

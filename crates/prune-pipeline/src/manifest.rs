@@ -21,6 +21,10 @@ pub struct Manifest {
     /// Digest of the calibration token ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration_digest: Option<String>,
+    /// The kind of processor that ran the model, see [`processor`](crate::processor); absent for
+    /// data-free work, whose bytes depend on nothing but the source and the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<String>,
     /// Every tensor, by name.
     pub tensors: Vec<TensorRecord>,
     /// The files beside the weights.
@@ -46,15 +50,40 @@ pub struct TensorRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrunedRecord {
-    /// Zeros in the result: those removed, and kept weights that were zero before.
-    pub zeros: usize,
-    /// Zeros in the result over all weights.
+    /// The part of the weights that was to be removed.
+    pub target_sparsity: f64,
+    /// Zeros in the result over all weights: those removed, and kept weights that were zero before.
     pub sparsity: f64,
-    /// Calibration tokens that reached the layer.
+    /// Zeros in the result.
+    pub zeros: usize,
+    /// Calibration tokens that reached the layer; 0 without calibration.
     pub tokens: u64,
-    /// Relative squared error of the output, `Σ ΔW²a / Σ W²a`, with `a` the squared norms of the
-    /// input channels (correlations between channels left out), or all 1 without calibration.
+    /// Relative squared error of the layer's output on the calibration data with the removed
+    /// weights at 0 and the others as they were: `tr(D G Dᵀ) / tr(W G Wᵀ)`, with `G` the Gram
+    /// matrix of the input where the method has one, else its diagonal (correlations between
+    /// channels left out), or the identity without calibration.
+    pub mask_error: f64,
+    /// The same of what was written; differs where a method also changes the weights that stay.
     pub relative_error: f64,
+    /// The damping that the method added, as a part of the mean diagonal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damping: Option<f64>,
+    /// How often the damping was raised because a factorisation failed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub damping_raised: u32,
+    /// Input channels that were 0 for every token.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dead_columns: usize,
+    /// Iterations of an iterative method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterations: Option<u32>,
+    /// Fallbacks taken and whatever else is worth knowing, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// One file of a manifest.
@@ -75,11 +104,24 @@ impl Manifest {
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path, source })?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|e| Error::plan(MANIFEST, e))?;
+        Self::from_json(&text)
+    }
+
+    /// The manifest that a JSON text states.
+    ///
+    /// # Errors
+    /// [`Error::Plan`].
+    pub fn from_json(text: &str) -> Result<Self> {
+        let manifest: Self = serde_json::from_str(text).map_err(|e| Error::plan(MANIFEST, e))?;
         if manifest.format != "prune-manifest/1" {
             let reason = format!("format `{}` is unknown", manifest.format);
             return Err(Error::plan(MANIFEST, reason));
         }
         Ok(manifest)
+    }
+
+    /// The manifest as indented JSON.
+    pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self).map_err(|e| Error::plan(MANIFEST, e))
     }
 }

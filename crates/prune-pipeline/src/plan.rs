@@ -2,13 +2,14 @@ use std::collections::BTreeMap;
 
 use prune_allocate::ScoreKind;
 use prune_core::{
-    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, ScoredLayer, TensorInfo, TensorSource,
-    round_to_pattern,
+    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, ScoredLayer, TensorSource, round_to_pattern,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::calibrate::{Calibration, outlier_scores};
-use crate::recipe::{LayerMatcher, Recipe, Rule};
+use crate::calibrate::Calibration;
+use crate::coverage::{check_calibration, claim};
+use crate::measure::outlier_scores;
+use crate::recipe::{Recipe, Rule};
 use crate::{Error, Result};
 
 /// What will be done to every tensor of a checkpoint. Readable, stable, and executed exactly.
@@ -52,8 +53,6 @@ pub struct Totals {
     pub sparsity: f64,
     /// Bytes of the tensors that will be written.
     pub bytes: usize,
-    /// An estimate of the memory that applying the plan takes.
-    pub peak_memory_bytes: usize,
 }
 
 /// One tensor of a plan.
@@ -103,17 +102,17 @@ impl Plan {
         calibration: Option<&Calibration<'_>>,
     ) -> Result<Self> {
         recipe.check()?;
-        let layers = linear_layers(source);
-        let mut actions = BTreeMap::new();
-        for (rule, claimed) in claim(recipe, &layers)? {
-            let number = rule + 1;
-            let rule = &recipe.rules[rule];
-            if !rule.skip {
-                actions.extend(plan_rule(source, number, rule, claimed, calibration)?);
-            }
-        }
-        if actions.is_empty() {
+        let claims: Vec<(usize, Vec<LayerInfo>)> = claim(recipe, source)?
+            .into_iter()
+            .filter(|(rule, _)| !recipe.rules[*rule].skip)
+            .collect();
+        if claims.is_empty() {
             return Err(Error::recipe("rules", "every layer is skipped: nothing to do"));
+        }
+        check_coverage(source, recipe, &claims, calibration)?;
+        let mut actions = BTreeMap::new();
+        for (rule, layers) in claims {
+            actions.extend(plan_rule(source, rule + 1, &recipe.rules[rule], layers, calibration)?);
         }
         let dtype = match &recipe.dtype {
             None => None,
@@ -125,7 +124,6 @@ impl Plan {
         };
         let mut tensors = Vec::new();
         let mut totals = Totals::default();
-        let mut largest = 0;
         for info in source.tensors() {
             let action = actions.remove(&info.name).unwrap_or(Action::Copy);
             let mut out = info.clone();
@@ -134,16 +132,10 @@ impl Plan {
             }
             totals.parameters += info.numel();
             totals.bytes += out.nbytes();
-            // Copies hold the stored bytes; pruning also the f32 weight, its mask and the output.
-            let held = match &action {
-                Action::Copy => info.nbytes(),
-                Action::Prune { remove, .. } => {
-                    totals.planned_weights += info.numel();
-                    totals.removed += remove;
-                    info.nbytes() + out.nbytes() + 5 * info.numel()
-                }
-            };
-            largest = largest.max(held);
+            if let Action::Prune { remove, .. } = &action {
+                totals.planned_weights += info.numel();
+                totals.removed += remove;
+            }
             tensors.push(PlannedTensor {
                 name: info.name.clone(),
                 shape: info.shape.clone(),
@@ -152,14 +144,11 @@ impl Plan {
             });
         }
         totals.sparsity = totals.removed as f64 / totals.planned_weights.max(1) as f64;
-        totals.peak_memory_bytes = largest + calibration.map_or(0, Calibration::memory);
         Ok(Self {
             format: "prune-plan/1".into(),
             recipe: recipe.clone(),
-            calibration: calibration.map(|c| CalibrationShape {
-                samples: c.windows.windows().len(),
-                seqlen: c.windows.length(),
-            }),
+            calibration: calibration
+                .map(|c| CalibrationShape { samples: c.samples(), seqlen: c.windows.length() }),
             totals,
             tensors,
         })
@@ -186,56 +175,6 @@ impl Plan {
     }
 }
 
-/// The linear layers of a checkpoint's blocks, by name and shape alone: every float matrix
-/// `*.weight` whose name has a block index. Embeddings, norms and the output matrix have none.
-pub fn linear_layers(source: &dyn TensorSource) -> Vec<LayerInfo> {
-    let is_linear = |t: &&TensorInfo| t.dtype.is_float() && t.name.ends_with(".weight");
-    source
-        .tensors()
-        .iter()
-        .filter(is_linear)
-        .filter_map(|t| {
-            let (rows, cols) = t.matrix_shape().ok()?;
-            let layer = LayerInfo::linear(t.name.strip_suffix(".weight")?, rows, cols);
-            layer.block.is_some().then_some(layer)
-        })
-        .collect()
-}
-
-/// The layers that each rule decides: the last match wins; every rule must match something.
-fn claim<'a>(
-    recipe: &Recipe,
-    layers: &'a [LayerInfo],
-) -> Result<BTreeMap<usize, Vec<&'a LayerInfo>>> {
-    let mut winner = vec![None; layers.len()];
-    for (r, rule) in recipe.rules.iter().enumerate() {
-        let matcher = LayerMatcher::new(&rule.layers)
-            .map_err(|e| Error::recipe(format!("rule {}, layers", r + 1), e))?;
-        let mut matched = false;
-        for (layer, winner) in layers.iter().zip(&mut winner) {
-            if matcher.matches(layer.id.as_str()) {
-                *winner = Some(r);
-                matched = true;
-            }
-        }
-        if !matched {
-            return Err(Error::NoMatch {
-                rule: r + 1,
-                pattern: rule.layers.clone(),
-                layers: layers.len(),
-                example: layers.first().map_or("(none)".into(), |l| l.id.to_string()),
-            });
-        }
-    }
-    let mut claims: BTreeMap<usize, Vec<&LayerInfo>> = BTreeMap::new();
-    for (layer, winner) in layers.iter().zip(winner) {
-        if let Some(rule) = winner {
-            claims.entry(rule).or_default().push(layer);
-        }
-    }
-    Ok(claims)
-}
-
 /// The pruner of a planned method.
 pub(crate) fn pruner(method: &str) -> Result<Box<dyn Pruner>> {
     prune_unstructured::pruner(method).ok_or_else(|| {
@@ -244,11 +183,36 @@ pub(crate) fn pruner(method: &str) -> Result<Box<dyn Pruner>> {
     })
 }
 
+/// Refuses a plan whose calibrated layers would not see enough data.
+fn check_coverage(
+    source: &dyn TensorSource,
+    recipe: &Recipe,
+    claims: &[(usize, Vec<LayerInfo>)],
+    calibration: Option<&Calibration<'_>>,
+) -> Result<()> {
+    let mut calibrated = BTreeMap::new();
+    for (rule, layers) in claims {
+        let method = recipe.rules[*rule].method.as_deref().unwrap_or_default();
+        if pruner(method)?.needs() != Needs::Nothing {
+            if calibration.is_none() {
+                return Err(Error::NeedsCalibration { what: method.into() });
+            }
+            calibrated.extend(layers.iter().map(|l| (l.id.clone(), method.to_string())));
+        }
+    }
+    match calibration {
+        Some(calibration) if !calibrated.is_empty() => {
+            check_calibration(source, calibration, &calibrated, recipe.min_tokens)
+        }
+        _ => Ok(()),
+    }
+}
+
 fn plan_rule(
     source: &dyn TensorSource,
     number: usize,
     rule: &Rule,
-    layers: Vec<&LayerInfo>,
+    layers: Vec<LayerInfo>,
     calibration: Option<&Calibration<'_>>,
 ) -> Result<Vec<(String, Action)>> {
     let field = |name: &str| format!("rule {number}, {name}");
@@ -271,19 +235,6 @@ fn plan_rule(
     }
     if !global {
         pruner.supports(pattern, scope)?;
-    }
-    if pruner.needs() != Needs::Nothing {
-        let Some(calibration) = calibration else {
-            return Err(Error::NeedsCalibration { what: method.into() });
-        };
-        for layer in &layers {
-            if !calibration.model.layers().iter().any(|l| l.id == layer.id) {
-                return Err(Error::NotObserved {
-                    layer: layer.id.to_string(),
-                    method: method.into(),
-                });
-            }
-        }
     }
     let removed = match (pattern.fixed_sparsity(), rule.sparsity) {
         (Some(fixed), Some(asked)) if (fixed - asked).abs() > 1e-9 => {
@@ -310,10 +261,9 @@ fn plan_rule(
                         "scope `global` is an allocation",
                     ));
                 }
-                let owned: Vec<LayerInfo> = layers.iter().map(|l| (*l).clone()).collect();
-                let total = owned.iter().map(LayerInfo::numel).sum();
+                let total = layers.iter().map(LayerInfo::numel).sum();
                 let all = budget.remove_total(total);
-                prune_unstructured::global_magnitude_counts(source, &owned, all)?.removed
+                prune_unstructured::global_magnitude_counts(source, &layers, all)?.removed
             } else {
                 let name = rule.allocate.as_deref().unwrap_or("uniform");
                 allocate(source, name, &field("allocate"), &layers, &budget, calibration)?
@@ -347,7 +297,7 @@ fn allocate(
     source: &dyn TensorSource,
     name: &str,
     field: &str,
-    layers: &[&LayerInfo],
+    layers: &[LayerInfo],
     budget: &Budget,
     calibration: Option<&Calibration<'_>>,
 ) -> Result<Vec<usize>> {
@@ -356,7 +306,7 @@ fn allocate(
         Error::recipe(field, format!("`{name}` is unknown; known are {}", known.join(", ")))
     })?;
     let mut scored: Vec<ScoredLayer> =
-        layers.iter().map(|l| ScoredLayer::from((*l).clone())).collect();
+        layers.iter().map(|l| ScoredLayer::from(l.clone())).collect();
     if entry.score == ScoreKind::OutlierDistribution {
         let needs = || Error::NeedsCalibration { what: format!("the allocator `{name}`") };
         let scores = outlier_scores(source, calibration.ok_or_else(needs)?)?;

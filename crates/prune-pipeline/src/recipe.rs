@@ -33,6 +33,9 @@ pub struct Recipe {
     /// The dtype of pruned tensors; that of the source when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
+    /// Calibration tokens that every calibrated layer has to see; fewer are an error.
+    #[serde(default = "min_tokens")]
+    pub min_tokens: u64,
     /// The rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -67,11 +70,16 @@ fn version() -> u32 {
     1
 }
 
+/// Fewer tokens than this say little about a layer's input.
+fn min_tokens() -> u64 {
+    128
+}
+
 impl Recipe {
     /// A recipe of one rule: every linear layer of every block, pruned by `method`.
     pub fn new(method: &str) -> Self {
         let rule = Rule { layers: "*".into(), method: Some(method.into()), ..Rule::default() };
-        Self { version: 1, seed: 0, dtype: None, rules: vec![rule] }
+        Self { version: 1, seed: 0, dtype: None, min_tokens: min_tokens(), rules: vec![rule] }
     }
 
     /// With the first rule's sparsity.
@@ -102,6 +110,13 @@ impl Recipe {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// With another least number of calibration tokens a layer.
+    #[must_use]
+    pub fn min_tokens(mut self, tokens: u64) -> Self {
+        self.min_tokens = tokens;
         self
     }
 

@@ -156,7 +156,7 @@ fn recipes_that_cannot_be_meant_are_refused_and_leave_nothing() {
         (Recipe::new("magnitude"), "rule 1, sparsity: is missing"),
         (Recipe::new("magnitude").sparsity(1.0), "expected 0 <= sparsity < 1"),
         (Recipe::new("magnitude").sparsity(f64::NAN), "expected 0 <= sparsity < 1"),
-        (Recipe::new("magik").sparsity(0.5), "known are magnitude, wanda, random"),
+        (Recipe::new("magik").sparsity(0.5), "known are magnitude, wanda"),
         (half().pattern("3:6"), "32 columns are not a multiple of 6"),
         (half().pattern("3:4"), "the pattern 3:4 fixes it at 0.25"),
         (half().pattern("2:4").allocate("erk"), "nothing to allocate"),

@@ -1,0 +1,68 @@
+use std::path::Path;
+
+use prune_core::Seed;
+use prune_pipeline::{
+    Calibration, Failure, Manifest, MemoryBudget, Verification, rederive, verify,
+};
+
+use crate::error::Error;
+use crate::model::{Wanted, load, open, windows};
+use crate::progress::Bar;
+
+/// `prune verify`: what stands on the disk against its manifest.
+pub(crate) fn check(directory: &Path, as_json: bool) -> Result<(), Error> {
+    report(directory, &verify(directory)?, as_json)
+}
+
+/// `prune verify --rederive`: the same, and the recipe run again on its source.
+pub(crate) fn check_again(
+    directory: &Path,
+    source: &str,
+    calibration: Option<&Path>,
+    memory: MemoryBudget,
+    as_json: bool,
+) -> Result<(), Error> {
+    let mut verification = verify(directory)?;
+    let manifest = Manifest::read(directory)?;
+    let source = open(source)?;
+    let data = match (calibration, manifest.plan.calibration) {
+        (Some(path), Some(shape)) => {
+            let model = load(&source)?;
+            let wanted = Wanted::Drawn(shape.samples, Seed::new(manifest.plan.recipe.seed));
+            let windows = windows(path, &source, &model, shape.seqlen, &wanted)?;
+            Some((model, windows))
+        }
+        _ => None,
+    };
+    let calibration = data.as_ref().map(|(m, w)| Calibration::new(m, w).memory(memory));
+    let bar = Bar::new(manifest.plan.tensors.len());
+    let again =
+        rederive(directory, &source, calibration.as_ref(), memory, &mut |done, _, name| {
+            bar.show(done, name);
+        })?;
+    bar.finish();
+    for failure in again.failures {
+        if !verification.failures.iter().any(|f| f.tensor == failure.tensor) {
+            verification.failures.push(failure);
+        }
+    }
+    verification.ok &= again.ok;
+    report(directory, &verification, as_json)
+}
+
+fn report(directory: &Path, verification: &Verification, as_json: bool) -> Result<(), Error> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(verification)?);
+    } else if verification.ok {
+        println!("{}: {} tensors verified", directory.display(), verification.tensors);
+    }
+    if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
+}
+
+/// Names every failure on stderr.
+pub(crate) fn report_failures(failures: &[Failure]) -> Result<(), Error> {
+    for failure in failures {
+        eprintln!("{}: {}", failure.tensor, failure.reason);
+    }
+    Err(Error::Verification)
+}

@@ -1,0 +1,114 @@
+use ndarray::{Array2, ArrayView2};
+use prune_core::{ColumnStats, LayerStats, Mask};
+use rayon::prelude::*;
+
+use crate::Result;
+
+/// How much the output of a layer changed on the calibration data, relative to its size:
+/// `tr(D G Dᵀ) / tr(W G Wᵀ)` with the Gram matrix `G` of its input where there is one; with column
+/// norms alone, or with none, the diagonal of `G` or the identity stands in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct OutputError {
+    /// Of the mask alone: removed weights at 0, the others as they were.
+    pub(crate) masked: f64,
+    /// Of what was written.
+    pub(crate) written: f64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    all: f64,
+    masked: f64,
+    written: f64,
+}
+
+/// Rows whose products are formed together, fixed so that sums do not depend on threads.
+const PANEL: usize = 64;
+
+/// The output error of `weight`, which was `dense(first, count)` rows at a time.
+pub(crate) fn output_error(
+    dense: &(dyn Fn(usize, usize) -> Result<Array2<f32>> + Sync),
+    weight: ArrayView2<'_, f32>,
+    mask: &Mask,
+    stats: &LayerStats,
+) -> Result<OutputError> {
+    let (rows, cols) = weight.dim();
+    let gram = stats.gram.as_ref().map(|g| g.matrix().mapv(|x| x as f32));
+    let ones = vec![1.0; cols];
+    let norms = stats.columns.as_ref().map_or(ones.as_slice(), ColumnStats::squared_norm);
+    let panels: Vec<usize> = (0..rows).step_by(PANEL).collect();
+    let parts: Vec<Sums> = panels
+        .into_par_iter()
+        .map(|first| {
+            let count = PANEL.min(rows - first);
+            let dense = dense(first, count)?;
+            let written = weight.slice(ndarray::s![first..first + count, ..]);
+            let mut removed = dense.clone();
+            let mut updated = false;
+            for ((row, col), value) in removed.indexed_iter_mut() {
+                if mask.is_kept(first + row, col) {
+                    updated |= *value != written[[row, col]];
+                    *value = 0.0;
+                }
+            }
+            let energy = |d: &Array2<f32>| match &gram {
+                Some(gram) => quadratic(d, gram),
+                None => weighted(d, norms),
+            };
+            let masked = energy(&removed);
+            let changed = if updated { energy(&(&dense - &written)) } else { masked };
+            Ok(Sums { all: energy(&dense), masked, written: changed })
+        })
+        .collect::<Result<_>>()?;
+    let mut sums = Sums::default();
+    for part in parts {
+        sums.all += part.all;
+        sums.masked += part.masked;
+        sums.written += part.written;
+    }
+    let part = |sum: f64| if sums.all > 0.0 { (sum / sums.all).max(0.0) } else { 0.0 };
+    Ok(OutputError { masked: part(sums.masked), written: part(sums.written) })
+}
+
+fn quadratic(d: &Array2<f32>, gram: &Array2<f32>) -> f64 {
+    let product = d.dot(gram);
+    d.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+fn weighted(d: &Array2<f32>, norms: &[f64]) -> f64 {
+    let squares = |row: ndarray::ArrayView1<'_, f32>| -> f64 {
+        row.iter().zip(norms).map(|(d, n)| f64::from(*d) * f64::from(*d) * n).sum()
+    };
+    d.outer_iter().map(squares).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+    use prune_core::GramAccumulator;
+
+    #[test]
+    fn errors_are_those_of_the_output() {
+        let dense = array![[1.0f32, 2.0], [3.0, -1.0]];
+        let inputs = array![[1.0f32, 1.0], [2.0, 0.5], [0.0, -1.0]];
+        let mut gram = GramAccumulator::new(2);
+        gram.update("x", inputs.view()).unwrap();
+        let stats = LayerStats { columns: None, gram: Some(gram) };
+        // The first weight of each row goes; the second of row 0 makes up for it.
+        let weight = array![[0.0f32, 2.5], [0.0, -1.0]];
+        let mask = Mask::of_nonzeros(weight.view());
+        let rows = |first: usize, count: usize| {
+            Ok(dense.slice(ndarray::s![first..first + count, ..]).to_owned())
+        };
+        let found = output_error(&rows, weight.view(), &mask, &stats).unwrap();
+        let energy = |d: &Array2<f32>| {
+            inputs.dot(&d.t()).iter().map(|y| f64::from(*y) * f64::from(*y)).sum::<f64>()
+        };
+        let mut only_masked = dense.clone();
+        only_masked.column_mut(0).fill(0.0);
+        let all = energy(&dense);
+        assert!((found.masked - energy(&(&dense - &only_masked)) / all).abs() < 1e-6);
+        assert!((found.written - energy(&(&dense - &weight)) / all).abs() < 1e-6);
+    }
+}
