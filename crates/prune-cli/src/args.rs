@@ -30,8 +30,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         calibration: CalibrationArgs,
         /// The most memory that the run may take: 2GiB, 800MB.
-        #[arg(long, default_value_t, hide_default_value = true)]
-        memory: MemoryBudget,
+        #[arg(long)]
+        memory: Option<MemoryBudget>,
         /// Print the plan as JSON.
         #[arg(long)]
         json: bool,
@@ -56,8 +56,8 @@ pub(crate) enum Command {
         #[arg(long)]
         resume: bool,
         /// The most memory that the run may take: 2GiB, 800MB.
-        #[arg(long, default_value_t, hide_default_value = true)]
-        memory: MemoryBudget,
+        #[arg(long)]
+        memory: Option<MemoryBudget>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -76,8 +76,8 @@ pub(crate) enum Command {
         #[arg(long)]
         calibration: Option<PathBuf>,
         /// The most memory that the derivation may take: 2GiB, 800MB.
-        #[arg(long, default_value_t, hide_default_value = true)]
-        memory: MemoryBudget,
+        #[arg(long)]
+        memory: Option<MemoryBudget>,
         /// Print JSON.
         #[arg(long)]
         json: bool,

@@ -14,7 +14,7 @@ pub(crate) fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Inspect { model, json } => inspect(&model, json),
         Command::Plan { model, recipe, calibration, memory, json } => {
-            compress::plan(&model, &recipe, &calibration, memory, json)
+            compress::plan(&model, &recipe, &calibration, memory.unwrap_or_default(), json)
         }
         Command::Compress {
             model,
@@ -28,12 +28,13 @@ pub(crate) fn run(command: Command) -> Result<(), Error> {
             json,
         } => {
             let output = Output { directory: out, shard_size, overwrite, resume, json };
-            compress::compress(&model, &recipe, &calibration, memory, &output)
+            compress::compress(&model, &recipe, &calibration, memory.unwrap_or_default(), &output)
         }
         Command::Verify { directory, rederive, source, calibration, memory, json } => {
             match source.filter(|_| rederive) {
                 None => verify::check(&directory, json),
                 Some(source) => {
+                    let memory = memory.unwrap_or_default();
                     verify::check_again(&directory, &source, calibration.as_deref(), memory, json)
                 }
             }
