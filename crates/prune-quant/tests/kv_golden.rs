@@ -68,10 +68,7 @@ fn errors_with_the_released_quantizer_are_the_reference_ones() {
         &token,
         [0.007237, 0.195185, 0.682389],
         [0.000257, 0.003961, 0.018266],
-        [
-            0.000650, 0.004791, 0.036118, 0.009357, 0.010445, 0.034270, 0.029754, 0.029947,
-            0.038432,
-        ],
+        [0.000650, 0.004791, 0.036118, 0.009357, 0.010445, 0.034270, 0.029754, 0.029947, 0.038432],
         6e-7,
     );
     let channel = profile(BY_CHANNEL, KvQuantizer::Released, &unmasked());
@@ -79,10 +76,7 @@ fn errors_with_the_released_quantizer_are_the_reference_ones() {
         &channel,
         [0.003018, 0.055318, 0.307780],
         [0.000057, 0.000864, 0.007705],
-        [
-            0.000208, 0.004807, 0.036285, 0.001938, 0.004832, 0.036286, 0.015043, 0.016176,
-            0.034148,
-        ],
+        [0.000208, 0.004807, 0.036285, 0.001938, 0.004832, 0.036286, 0.015043, 0.016176, 0.034148],
         6e-7,
     );
     for errors in [&token, &channel] {
@@ -107,10 +101,7 @@ fn errors_with_the_paper_s_quantizer_are_those_of_numpy() {
         &profile(BY_TOKEN, KvQuantizer::Full, &unmasked()),
         [0.005763899212, 0.078276605966, 0.592160821844],
         [0.000118162551, 0.001671401206, 0.007319364870],
-        [
-            0.000125, 0.003993, 0.040040, 0.001449, 0.003466, 0.040288, 0.011378, 0.014338,
-            0.039060,
-        ],
+        [0.000125, 0.003993, 0.040040, 0.001449, 0.003466, 0.040288, 0.011378, 0.014338, 0.039060],
         6e-7,
     );
     let channel = profile(BY_CHANNEL, KvQuantizer::Full, &unmasked());
@@ -118,10 +109,7 @@ fn errors_with_the_paper_s_quantizer_are_those_of_numpy() {
         &channel,
         [0.003264836542, 0.038262260098, 0.247723555470],
         [0.000048969987, 0.000407790580, 0.003403718150],
-        [
-            0.000155, 0.003975, 0.040028, 0.000358, 0.004016, 0.040015, 0.005953, 0.005954,
-            0.039330,
-        ],
+        [0.000155, 0.003975, 0.040028, 0.000358, 0.004016, 0.040015, 0.005953, 0.005954, 0.039330],
         6e-7,
     );
     assert_abs_diff_eq!(channel.value[&KvBits::Eight], 0.000709793670748, epsilon = 1e-12);
@@ -129,7 +117,7 @@ fn errors_with_the_paper_s_quantizer_are_those_of_numpy() {
     // Storing scale and offset as f16 costs little.
     let half = profile(BY_CHANNEL, KvQuantizer::Half, &unmasked());
     for ((_, a), (_, b)) in half.output.iter().zip(&channel.output) {
-        assert!((a / b - 1.0).abs() < 0.35, "{a} {b}");
+        assert!((a - b).abs() < 6e-5 + 0.02 * b, "{a} {b}");
     }
 }
 
@@ -143,8 +131,15 @@ fn a_causal_sample_counts_only_the_keys_that_a_query_sees() {
         assert_abs_diff_eq!(errors.score[&bits], want, epsilon = 2e-7);
     }
     let want = [
-        0.000540296, 0.010524028, 0.042605914, 0.001221530, 0.010636573, 0.042578800, 0.007962768,
-        0.014553524, 0.044402990,
+        0.000540296,
+        0.010524028,
+        0.042605914,
+        0.001221530,
+        0.010636573,
+        0.042578800,
+        0.007962768,
+        0.014553524,
+        0.044402990,
     ];
     for ((pair, got), want) in errors.output.iter().zip(want) {
         assert!((got - want).abs() < 2e-6, "{pair}: {got} {want}");
@@ -179,8 +174,7 @@ fn the_norm_ratio_is_a_measure_of_its_own() {
 fn zeros_follow_the_policy_and_never_give_nan() {
     // sin(0) = 0 in the second channel of the second token.
     let k = wave(8, |t, d| (1.1 * (t - 1.0) + 0.9 * (d - 1.0)).sin());
-    let sample =
-        AttentionSample::unmasked(queries(2).view(), k.view(), values().view()).unwrap();
+    let sample = AttentionSample::unmasked(queries(2).view(), k.view(), values().view()).unwrap();
     let with = |policy| {
         let mut profiler = ErrorProfiler::new(1, scheme(BY_TOKEN))
             .unwrap()
@@ -240,10 +234,7 @@ fn clusters_are_those_of_scikit_learn() {
             vec![(1.7 * i).sin() + 0.15 * (11.0 * i).cos(), (2.9 * i).cos() * 0.8]
         })
         .collect();
-    for (eps, min_points, want) in [
-        (0.22, 3, SKLEARN_022_3),
-        (0.3, 4, SKLEARN_03_4),
-    ] {
+    for (eps, min_points, want) in [(0.22, 3, SKLEARN_022_3), (0.3, 4, SKLEARN_03_4)] {
         let labels = dbscan(&points, eps, min_points).unwrap();
         let labels: Vec<i32> = labels.iter().map(|l| l.map_or(-1, |l| l as i32)).collect();
         assert_eq!(labels, want);
@@ -264,7 +255,8 @@ fn the_paper_s_table_gives_the_paper_s_candidates() {
 fn bytes_of_a_token_are_those_of_the_formula() {
     let llama = KvShape { layers: 32, kv_heads: 8, head_dim: 128 };
     assert_eq!(llama.half_bytes(), 131_072);
-    let uniform = |pair: &str, scheme| KvConfig::uniform(32, pair.parse().unwrap(), scheme).unwrap();
+    let uniform =
+        |pair: &str, scheme| KvConfig::uniform(32, pair.parse().unwrap(), scheme).unwrap();
     for (config, want) in [
         (uniform("KV8", KvScheme::per_token()), 67_584.0),
         (uniform("KV4", KvScheme::per_token()), 34_816.0),
@@ -290,10 +282,11 @@ fn bytes_of_a_token_are_those_of_the_formula() {
 #[test]
 fn an_official_preset_is_read_and_written() {
     // calibration_presets/Qwen2.5-7B-Instruct_kivi_KVTuner4_1.yaml, as pairs.
+    #[rustfmt::skip]
     let pairs = [
-        (8, 8), (2, 2), (8, 8), (2, 2), (4, 4), (4, 4), (2, 2), (2, 2), (4, 2), (2, 2), (2, 2),
-        (8, 4), (4, 4), (2, 2), (2, 2), (8, 4), (2, 2), (8, 4), (2, 2), (2, 2), (2, 2), (2, 2),
-        (4, 4), (4, 4), (4, 4), (4, 4), (4, 2), (2, 2),
+        (8, 8), (2, 4), (8, 8), (2, 4), (4, 2), (4, 2), (8, 8), (2, 2), (2, 2), (2, 2), (2, 2),
+        (4, 4), (4, 2), (2, 2), (2, 2), (4, 4), (2, 2), (4, 4), (2, 2), (2, 2), (2, 2), (2, 2),
+        (4, 2), (4, 2), (4, 2), (4, 2), (2, 2), (2, 2),
     ];
     let yaml: String = pairs
         .iter()
@@ -309,7 +302,10 @@ fn an_official_preset_is_read_and_written() {
     let config = KvConfig::from_kvtuner_yaml(heads, KvScheme::kivi()).unwrap();
     assert_eq!(config.layers()[0].to_string(), "K4V2");
     for (yaml, says) in [
-        ("0: {0: {nbits_key: 4, nbits_value: 2}, 1: {nbits_key: 4, nbits_value: 4}}", "equal widths"),
+        (
+            "0: {0: {nbits_key: 4, nbits_value: 2}, 1: {nbits_key: 4, nbits_value: 4}}",
+            "equal widths",
+        ),
         ("1: {nbits_key: 4, nbits_value: 2}", "next layer is 1; expected 0"),
         ("0: {nbits_key: 3, nbits_value: 2}", "width in layer 0 is 3"),
         ("0: {nbits_key: 4}", "KVTuner configuration"),
@@ -319,6 +315,15 @@ fn an_official_preset_is_read_and_written() {
     ] {
         let err = KvConfig::from_kvtuner_yaml(yaml, KvScheme::kivi()).unwrap_err().to_string();
         assert!(err.contains(says), "{yaml}: {err}");
+    }
+}
+
+#[test]
+fn presets_have_the_mean_bits_of_the_paper() {
+    for (name, counts, want) in PRESETS {
+        let pairs = KvPair::NINE.iter().zip(counts).flat_map(|(p, n)| vec![*p; n]).collect();
+        let config = KvConfig::new(pairs, KvScheme::kivi()).unwrap();
+        assert!((config.mean_bits() - want).abs() < 6e-5, "{name}: {}", config.mean_bits());
     }
 }
 
@@ -338,13 +343,11 @@ fn kivi_keeps_what_it_should_in_the_window() {
 fn constant_groups_are_restored_exactly_or_to_one_half_step() {
     for x in [0.0f64, 1.0, -2.5, 0.1, 300.7] {
         let rows = Array2::from_elem((4, 8), x);
-        let full = simulate(
-            "x", rows.view(), KvBits::Two, BY_TOKEN, KvQuantizer::Full, LastGroup::Short,
-        );
+        let full =
+            simulate("x", rows.view(), KvBits::Two, BY_TOKEN, KvQuantizer::Full, LastGroup::Short);
         assert_eq!(full.unwrap(), rows);
-        let half = simulate(
-            "x", rows.view(), KvBits::Two, BY_TOKEN, KvQuantizer::Half, LastGroup::Short,
-        );
+        let half =
+            simulate("x", rows.view(), KvBits::Two, BY_TOKEN, KvQuantizer::Half, LastGroup::Short);
         let error = (half.unwrap() - &rows).mapv(f64::abs).fold(0.0, |m: f64, e| m.max(*e));
         assert!(error <= x.abs() / 2048.0, "{x}: {error}");
     }
@@ -360,4 +363,42 @@ const SKLEARN_022_3: [i32; 40] = [
 const SKLEARN_03_4: [i32; 40] = [
     0, 1, 0, 2, 0, 3, 4, 4, 3, 0, 2, 0, 1, 0, 2, 0, 1, 0, -1, -1,
     -1, -1, 0, 1, 0, 2, 0, 1, 0, 2, 0, 3, 4, 4, 3, 0, 2, 0, 1, 0,
+];
+
+/// Layers with each of the nine pairs in the presets of the KVTuner repository (revision babe775),
+/// and the mean bits that they give.
+#[rustfmt::skip]
+const PRESETS: [(&str, [usize; 9], f64); 32] = [
+    ("Llama-3.1-8B_kivi 4_0", [1, 0, 0, 0, 6, 16, 0, 0, 9], 3.0625),
+    ("Llama-3.1-8B_kivi 4_1", [0, 2, 0, 0, 6, 20, 0, 0, 4], 3.25),
+    ("Llama-3.1-8B_kivi 6_0", [7, 0, 0, 6, 16, 0, 0, 0, 3], 5.0625),
+    ("Llama-3.1-8B_kivi 6_1", [0, 19, 0, 0, 6, 4, 0, 1, 2], 4.9062),
+    ("Llama-3.1-8B_pertoken 4_0", [0, 0, 0, 1, 16, 15, 0, 0, 0], 3.5938),
+    ("Llama-3.1-8B_pertoken 4_1", [1, 6, 0, 0, 10, 13, 0, 0, 2], 3.9688),
+    ("Llama-3.1-8B_pertoken 6_0", [3, 26, 0, 0, 0, 1, 0, 0, 2], 5.8438),
+    ("Llama-3.1-8B_pertoken 6_1", [0, 23, 0, 0, 9, 0, 0, 0, 0], 5.4375),
+    ("Mistral-7B-v0.3_kivi 4_0", [0, 0, 0, 4, 4, 18, 0, 0, 6], 3.3125),
+    ("Mistral-7B-v0.3_kivi 4_1", [0, 0, 0, 3, 9, 8, 0, 0, 12], 3.1875),
+    ("Mistral-7B-v0.3_kivi 6_0", [10, 9, 0, 0, 10, 0, 0, 0, 3], 5.625),
+    ("Mistral-7B-v0.3_kivi 6_1", [0, 1, 0, 10, 9, 7, 0, 0, 5], 4.1562),
+    ("Mistral-7B-v0.3_pertoken 4_0", [0, 6, 0, 0, 3, 23, 0, 0, 0], 3.6562),
+    ("Mistral-7B-v0.3_pertoken 4_1", [2, 4, 0, 1, 0, 25, 0, 0, 0], 3.7812),
+    ("Mistral-7B-v0.3_pertoken 6_0", [0, 25, 0, 0, 6, 0, 0, 1, 0], 5.5312),
+    ("Mistral-7B-v0.3_pertoken 6_1", [0, 23, 0, 1, 4, 4, 0, 0, 0], 5.375),
+    ("Qwen2.5-3B_kivi 4_0", [0, 0, 0, 2, 2, 28, 0, 2, 2], 3.1667),
+    ("Qwen2.5-3B_kivi 4_1", [2, 0, 0, 0, 10, 18, 0, 2, 4], 3.4444),
+    ("Qwen2.5-3B_kivi 6_0", [0, 0, 0, 2, 2, 28, 0, 2, 2], 3.1667),
+    ("Qwen2.5-3B_kivi 6_1", [2, 5, 0, 5, 2, 18, 0, 2, 2], 4.1111),
+    ("Qwen2.5-3B_pertoken 4_0", [3, 1, 0, 0, 5, 27, 0, 0, 0], 3.6389),
+    ("Qwen2.5-3B_pertoken 4_1", [0, 7, 1, 0, 13, 15, 0, 0, 0], 4.0),
+    ("Qwen2.5-3B_pertoken 6_0", [1, 23, 0, 0, 0, 12, 0, 0, 0], 5.0556),
+    ("Qwen2.5-3B_pertoken 6_1", [7, 14, 0, 0, 0, 15, 0, 0, 0], 5.1389),
+    ("Qwen2.5-7B_kivi 4_0", [6, 0, 0, 0, 9, 0, 0, 0, 13], 3.9286),
+    ("Qwen2.5-7B_kivi 4_1", [3, 0, 0, 0, 3, 7, 0, 2, 13], 3.1786),
+    ("Qwen2.5-7B_kivi 6_0", [13, 7, 0, 0, 0, 3, 0, 2, 3], 5.9643),
+    ("Qwen2.5-7B_kivi 6_1", [14, 0, 0, 0, 0, 3, 0, 2, 9], 5.1786),
+    ("Qwen2.5-7B_pertoken 4_0", [1, 0, 3, 0, 17, 7, 0, 0, 0], 4.0),
+    ("Qwen2.5-7B_pertoken 4_1", [4, 2, 0, 0, 0, 22, 0, 0, 0], 3.9286),
+    ("Qwen2.5-7B_pertoken 6_0", [14, 0, 0, 0, 10, 2, 0, 0, 2], 5.7857),
+    ("Qwen2.5-7B_pertoken 6_1", [0, 12, 4, 0, 12, 0, 0, 0, 0], 5.0),
 ];

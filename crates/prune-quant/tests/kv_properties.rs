@@ -1,6 +1,6 @@
 //! What holds for every input.
 
-use ndarray::{Array2, ArrayView2, concatenate, s, Axis};
+use ndarray::{Array2, Axis, concatenate, s};
 use proptest::prelude::*;
 use prune_core::Seed;
 use prune_quant::kv::*;
@@ -39,12 +39,7 @@ fn grouping() -> impl Strategy<Value = (Grouping, usize)> {
 }
 
 fn bits() -> impl Strategy<Value = KvBits> {
-    prop_oneof![
-        Just(KvBits::Two),
-        Just(KvBits::Four),
-        Just(KvBits::Eight),
-        Just(KvBits::Sixteen)
-    ]
+    prop_oneof![Just(KvBits::Two), Just(KvBits::Four), Just(KvBits::Eight), Just(KvBits::Sixteen)]
 }
 
 proptest! {
@@ -210,23 +205,17 @@ fn bad_input_is_a_typed_error_and_changes_nothing() {
         rows[(1, 2)] = x;
         rows
     };
-    let narrow = Array2::zeros((3, 5));
-    let longer = rows(4, 1, 1.0);
-    let cases: [(usize, ArrayView2<f32>, ArrayView2<f32>, &str); 6] = [
-        (1, good.view(), good.view(), "layer is 1; expected below 1"),
-        (0, with(f32::NAN).into_shared().view(), good.view(), "layer 0, keys: element 66 is NaN"),
-        (0, good.view(), with(f32::INFINITY).into_shared().view(), "layer 0, values: element 66"),
-        (0, good.view(), with(1e5).into_shared().view(), "StoredFloat::F32"),
-        (0, narrow.view(), good.view(), "found shape [3, 5], expected [3, 64]"),
-        (0, good.view(), longer.view(), "found shape [4, 64], expected [3, 64]"),
-    ]
-    .map(|(l, k, v, says)| (l, k.to_owned(), v.to_owned(), says))
-    .map(|(l, k, v, says)| {
-        let err = cache.append(l, k.view(), v.view()).unwrap_err().to_string();
+    for (layer, keys, values, says) in [
+        (1, good.clone(), good.clone(), "layer is 1; expected below 1"),
+        (0, with(f32::NAN), good.clone(), "layer 0, keys: element 66 is NaN"),
+        (0, good.clone(), with(f32::INFINITY), "layer 0, values: element 66"),
+        (0, good.clone(), with(1e5), "StoredFloat::F32"),
+        (0, Array2::zeros((3, 5)), good.clone(), "found shape [3, 5], expected [3, 64]"),
+        (0, good.clone(), rows(4, 1, 1.0), "found shape [4, 64], expected [3, 64]"),
+    ] {
+        let err = cache.append(layer, keys.view(), values.view()).unwrap_err().to_string();
         assert!(err.contains(says), "{err}");
-        (l, good.view(), good.view(), says)
-    });
-    drop(cases);
+    }
     assert_eq!(cache.tokens(0), 0);
     cache.append(0, Array2::zeros((0, 64)).view(), Array2::zeros((0, 64)).view()).unwrap();
     assert_eq!(cache.tokens(0), 0);
@@ -271,15 +260,16 @@ fn a_dense_cache_copies_into_a_quantized_one() {
 fn grouped_query_heads_are_pooled() {
     let wave = |heads, f: f32| {
         ndarray::Array3::from_shape_fn((heads, 32, 32), |(h, t, d)| {
-            (f * (h * 1024 + t * 32 + d) as f32).sin()
+            (f * (h * 1024 + t * 32 + d + 1) as f32).sin()
         })
     };
     let (q, k, v) = (wave(4, 0.31), wave(2, 0.7), wave(2, 1.3));
-    let profile = |q: ndarray::ArrayView3<f32>, k: ndarray::ArrayView3<f32>, v: ndarray::ArrayView3<f32>| {
-        let mut profiler = ErrorProfiler::new(1, KvScheme::kivi()).unwrap();
-        profiler.add(0, &AttentionSample::causal(q, k, v).unwrap()).unwrap();
-        profiler.errors().unwrap().remove(0)
-    };
+    let profile =
+        |q: ndarray::ArrayView3<f32>, k: ndarray::ArrayView3<f32>, v: ndarray::ArrayView3<f32>| {
+            let mut profiler = ErrorProfiler::new(1, KvScheme::kivi()).unwrap();
+            profiler.add(0, &AttentionSample::causal(q, k, v).unwrap()).unwrap();
+            profiler.errors().unwrap().remove(0)
+        };
     let all = profile(q.view(), k.view(), v.view());
     let alone: Vec<KvErrors> = (0..4)
         .map(|h| {
@@ -300,16 +290,13 @@ fn toy() -> (SearchSpace, impl Fn(&KvConfig) -> prune_core::Result<f64>) {
         layers: layers.collect(),
         candidates: candidates.into(),
     };
-    let groups = vec![group(0..1), group(1..4), group(4..6), group(6..9), group(9..11), group(11..12)];
+    let groups =
+        vec![group(0..1), group(1..4), group(4..6), group(6..9), group(9..11), group(11..12)];
     let space = SearchSpace::from_groups(groups, KvScheme::kivi()).unwrap();
+    const WEIGHTS: [f64; 12] = [20.0, 1.0, 1.0, 2.0, 8.0, 8.0, 0.1, 0.1, 0.2, 3.0, 3.0, 1.0];
     let accuracy = |config: &KvConfig| {
-        let loss: f64 = config
-            .layers()
-            .iter()
-            .enumerate()
-            .map(|(i, p)| (1.0 + (i * i % 7) as f64) * (-p.mean_bits()).exp2())
-            .sum();
-        Ok(1.0 - loss / 20.0)
+        let losses = config.layers().iter().zip(WEIGHTS).map(|(p, w)| w * (-p.mean_bits()).exp2());
+        Ok(1.0 - losses.sum::<f64>() / 20.0)
     };
     (space, accuracy)
 }
@@ -327,7 +314,7 @@ fn a_search_is_reproducible_and_never_below_a_uniform_configuration() {
     let kv4 = KvConfig::uniform(12, "KV4".parse().unwrap(), KvScheme::kivi()).unwrap();
     let best = tuning.best(4.0).unwrap();
     assert!(best.code_bits <= 4.0 && best.accuracy > accuracy(&kv4).unwrap());
-    assert_eq!(best.stored_bits, best.code_bits + 1.0);
+    assert!((best.stored_bits - best.code_bits - 1.0).abs() < 1e-12);
     assert_eq!(tuning.config(best).unwrap().mean_bits(), best.code_bits);
     assert!(tuning.best(1.0).is_none());
     // Most of the search obeys the limit.
@@ -341,21 +328,22 @@ fn the_search_comes_near_the_true_front_with_a_small_part_of_its_evaluations() {
     assert_eq!(space.size(), 15_625.0);
     let whole = KvSearch { evaluations: 15_625, ..KvSearch::default() };
     let truth = whole.run(&space, 128, &accuracy).unwrap();
-    let search = KvSearch { evaluations: 600, ..KvSearch::default() };
-    let found = search.run(&space, 128, &accuracy).unwrap();
-    for bits in [3.0, 4.0, 5.0, 6.0] {
-        let (a, b) = (truth.best(bits).unwrap().accuracy, found.best(bits).unwrap().accuracy);
-        assert!(a - b < 0.01, "{bits}: {a} {b}");
-    }
-    // Random points of the same number do worse.
-    let random = KvSearch {
-        nsga2: Nsga2 { population: 600, ..Nsga2::default() },
-        first: FirstGeneration::Random,
-        ..search
+    // The loss at 3, 4 and 5 bits in units of the least possible, over five seeds.
+    let excess = |nsga2: Nsga2, first: FirstGeneration| {
+        let ratios = (0..5).flat_map(|seed| {
+            let seed = Seed::new(seed);
+            let search = KvSearch { evaluations: 600, nsga2, first, seed, ..KvSearch::default() };
+            let found = search.run(&space, 128, &accuracy).unwrap();
+            let loss = |t: &KvTuning, bits| 1.0 - t.best(bits).unwrap().accuracy;
+            [3.0, 4.0, 5.0].map(|bits| loss(&found, bits) / loss(&truth, bits))
+        });
+        ratios.sum::<f64>() / 15.0
     };
-    let random = random.run(&space, 128, &accuracy).unwrap();
-    let at = |t: &KvTuning| [3.0, 4.0, 5.0].map(|b| t.best(b).map_or(0.0, |t| t.accuracy));
-    assert!(at(&found).iter().sum::<f64>() > at(&random).iter().sum::<f64>());
+    let found = excess(Nsga2::default(), FirstGeneration::Uniform);
+    // One generation of random points, as many.
+    let random = Nsga2 { population: 600, ..Nsga2::default() };
+    let random = excess(random, FirstGeneration::Random);
+    assert!(found < 1.15 && random > 1.2, "{found} {random}");
 }
 
 #[test]

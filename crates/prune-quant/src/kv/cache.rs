@@ -149,6 +149,10 @@ impl KvStore for KvCache {
         self.side(layer, side)?.read(reader)
     }
 
+    fn boxed_clone(&self) -> Box<dyn KvStore> {
+        Box::new(self.clone())
+    }
+
     fn bytes(&self) -> usize {
         let heap: usize = self.layers.iter().flatten().map(SideCache::heap_bytes).sum();
         size_of::<Self>()

@@ -104,8 +104,8 @@ impl KvConfig {
     /// [`Error::OutOfRange`] naming the layer whose heads differ, that is missing or whose width is
     /// not 2, 4, 8 or 16; [`Error::External`] for text that does not parse.
     pub fn from_kvtuner_yaml(text: &str, scheme: KvScheme) -> Result<Self> {
-        let layers: BTreeMap<usize, OfficialLayer> = yaml_serde::from_str(text)
-            .map_err(|e| Error::external("KVTuner configuration", e))?;
+        let layers: BTreeMap<usize, OfficialLayer> =
+            yaml_serde::from_str(text).map_err(|e| Error::external("KVTuner configuration", e))?;
         let mut pairs = Vec::with_capacity(layers.len());
         for (expected, (index, layer)) in layers.into_iter().enumerate() {
             if index != expected {

@@ -72,6 +72,10 @@ impl KvStore for DenseKv {
         if all.nrows() == 0 { Ok(()) } else { reader(0, all) }
     }
 
+    fn boxed_clone(&self) -> Box<dyn KvStore> {
+        Box::new(self.clone())
+    }
+
     fn bytes(&self) -> usize {
         let numbers: usize = self.layers.iter().flatten().map(Vec::capacity).sum();
         size_of::<Self>()

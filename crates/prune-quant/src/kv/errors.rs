@@ -95,9 +95,9 @@ impl KvErrors {
     /// [`Error::OutOfRange`] for a pair that was not measured.
     pub fn output_of(&self, pair: KvPair) -> Result<f64> {
         let found = self.output.iter().find(|(p, _)| *p == pair);
-        found.map(|(_, e)| *e).ok_or_else(|| {
-            out_of_range("KV pair", pair, "one of the pairs that were measured")
-        })
+        found
+            .map(|(_, e)| *e)
+            .ok_or_else(|| out_of_range("KV pair", pair, "one of the pairs that were measured"))
     }
 }
 

@@ -103,7 +103,12 @@ impl Nsga2 {
         }
     }
 
-    fn child(&self, parents: &[Individual], choices: &[usize], stream: &mut SeedStream) -> Vec<usize> {
+    fn child(
+        &self,
+        parents: &[Individual],
+        choices: &[usize],
+        stream: &mut SeedStream,
+    ) -> Vec<usize> {
         let mut child = tournament(parents, stream).genes.clone();
         if stream.uniform() < self.crossover {
             let second = &tournament(parents, stream).genes;

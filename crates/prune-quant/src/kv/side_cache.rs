@@ -44,7 +44,11 @@ enum Groups {
 enum Block {
     /// Codes token by token; scales and offsets by channel inside a group of tokens, or group by
     /// group inside a token.
-    Quantized { codes: Box<[u8]>, scales: Floats, offsets: Floats },
+    Quantized {
+        codes: Box<[u8]>,
+        scales: Floats,
+        offsets: Floats,
+    },
     Half(Floats),
 }
 
@@ -172,8 +176,9 @@ impl SideCache {
                     self.window.rows.get(slot * width, row);
                 }
             }
-            let shown = ArrayView2::from_shape((end - first, width), &rows[..(end - first) * width])
-                .map_err(|e| Error::external("cached block", e))?;
+            let shown =
+                ArrayView2::from_shape((end - first, width), &rows[..(end - first) * width])
+                    .map_err(|e| Error::external("cached block", e))?;
             reader(first, shown)?;
         }
         Ok(())
@@ -245,10 +250,10 @@ impl Codec {
                 for (token, row) in (at..).zip(rows.chunks_exact(width)) {
                     let groups = row.chunks_exact(group).zip(scratch.codes.chunks_exact_mut(group));
                     for (i, (row, codes)) in groups.enumerate() {
-                        let (min, max) = row.iter().fold(
-                            (f32::INFINITY, f32::NEG_INFINITY),
-                            |(min, max), x| (min.min(*x), max.max(*x)),
-                        );
+                        let (min, max) =
+                            row.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), x| {
+                                (min.min(*x), max.max(*x))
+                            });
                         let range = self.range(min, max);
                         (scratch.scales[i], scratch.offsets[i]) = (range.scale, range.offset);
                         largest = largest.max(range.scale);

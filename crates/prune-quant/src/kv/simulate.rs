@@ -92,7 +92,11 @@ pub fn simulate<T: KvFloat>(
 }
 
 fn positive(what: &str, group: usize) -> Result<usize> {
-    if group == 0 { Err(out_of_range(format!("group of {what}"), 0, "at least 1")) } else { Ok(group) }
+    if group == 0 {
+        Err(out_of_range(format!("group of {what}"), 0, "at least 1"))
+    } else {
+        Ok(group)
+    }
 }
 
 fn in_place<T: KvFloat>(mut group: ArrayViewMut1<'_, T>, bits: KvBits, quantizer: KvQuantizer) {

@@ -97,6 +97,9 @@ pub trait KvStore: Send + Sync {
 
     /// Bytes that are allocated, used or not.
     fn bytes(&self) -> usize;
+
+    /// A copy, to continue one beginning in several ways.
+    fn boxed_clone(&self) -> Box<dyn KvStore>;
 }
 
 /// Checks what [`KvStore::append`] is given.
