@@ -5,6 +5,8 @@
 //! computed with numpy 2.4.6 from the formulas of the paper and of the released code (cmd2001/KVTuner
 //! babe775), clusters with scikit-learn 1.9.1.
 
+#![allow(clippy::unwrap_used)]
+
 use approx::assert_abs_diff_eq;
 use ndarray::{Array2, Array3, s};
 use prune_quant::kv::*;

@@ -1,5 +1,7 @@
 //! What a cache says it takes is what the allocator gave it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::alloc::System;
 
 use ndarray::Array2;

@@ -1,5 +1,7 @@
 //! What holds for every input.
 
+#![allow(clippy::unwrap_used)]
+
 use ndarray::{Array2, Axis, concatenate, s};
 use proptest::prelude::*;
 use prune_core::Seed;
@@ -317,9 +319,9 @@ fn a_search_is_reproducible_and_never_below_a_uniform_configuration() {
     assert!((best.stored_bits - best.code_bits - 1.0).abs() < 1e-12);
     assert_eq!(tuning.config(best).unwrap().mean_bits(), best.code_bits);
     assert!(tuning.best(1.0).is_none());
-    // Most of the search obeys the limit.
-    let within = tuning.trials[50..].iter().filter(|t| t.code_bits <= 4.0).count();
-    assert!(within > 70, "{within}");
+    // More of the later points obey the limit than of the first, random ones.
+    let within = |trials: &[KvTrial]| trials.iter().filter(|t| t.code_bits <= 4.0).count();
+    assert!(within(&tuning.trials[50..]) > 2 * within(&tuning.trials[..50]));
 }
 
 #[test]
