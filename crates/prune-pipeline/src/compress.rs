@@ -72,18 +72,17 @@ impl Job<'_> {
         let pruned = pruner(method)?.prune(weight.view_mut(), self.stats, &target)?;
         // Kept zeros of the source may be negative; a checkpoint of ours has none.
         let mut zeros = 0;
-        for w in &mut weight {
-            if *w == 0.0 {
-                *w = 0.0;
-                zeros += 1;
-            }
-        }
+        weight.map_inplace(|w| {
+            let zero = *w == 0.0;
+            *w = if zero { 0.0 } else { *w };
+            zeros += usize::from(zero);
+        });
         if zeros < *remove {
             let reason = format!("{zeros} zeros after pruning; {remove} are planned");
             return Err(Error::plan(name, reason));
         }
         let dense = |first: usize, count: usize| self.rows(first, count, shape.1);
-        let error = output_error(&dense, weight.view(), &pruned.mask, self.stats)?;
+        let error = output_error(&dense, weight.view(), self.stats)?;
         let size = weight.len().max(1) as f64;
         let record = PrunedRecord {
             target_sparsity: *remove as f64 / size,

@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use prune_checkpoint::{Checkpoint, digest, tensor_digest};
-use prune_core::{Mask, Pattern, TensorSource, decode_f32};
+use prune_checkpoint::{Checkpoint, Hasher, tensor_digest};
+use prune_core::{Mask, Pattern, TensorSource, check_finite, decode_f32};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::apply::file_digest;
 use crate::manifest::{MANIFEST, Manifest, TensorRecord};
 use crate::plan::{Action, PlannedTensor};
+use crate::schedule::PIECE;
 use crate::{Error, Result};
 
 /// What [`verify`] found.
@@ -50,14 +52,19 @@ pub fn verify(directory: &Path) -> Result<Verification> {
     };
     let mut records: BTreeMap<&str, &TensorRecord> =
         manifest.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    for planned in &manifest.plan.tensors {
-        let reason = match records.remove(planned.name.as_str()) {
-            None => Some("planned, but the manifest has no record of it".to_string()),
-            Some(record) => check(&checkpoint, planned, record)?,
-        };
-        let tensor = planned.name.clone();
-        failures.extend(reason.map(|reason| Failure { tensor, reason }));
-    }
+    let pairs: Vec<(&PlannedTensor, Option<&TensorRecord>)> =
+        manifest.plan.tensors.iter().map(|t| (t, records.remove(t.name.as_str()))).collect();
+    let checked: Vec<Option<Failure>> = pairs
+        .into_par_iter()
+        .map(|(planned, record)| {
+            let reason = match record {
+                None => Some("planned, but the manifest has no record of it".to_string()),
+                Some(record) => check(&checkpoint, planned, record)?,
+            };
+            Ok(reason.map(|reason| Failure { tensor: planned.name.clone(), reason }))
+        })
+        .collect::<Result<_>>()?;
+    failures.extend(checked.into_iter().flatten());
     failures.extend(
         records.into_keys().map(|name| Failure {
             tensor: name.into(),
@@ -98,34 +105,61 @@ fn check(
             )
         }));
     };
-    let bytes = checkpoint.read(&planned.name)?;
-    let values = decode_f32(&planned.name, info.dtype, &bytes)?;
-    if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-        return Ok(Some(format!("element {i} is {}", values[i])));
-    }
-    if let Some(i) = values.iter().position(|v| *v == 0.0 && v.is_sign_negative()) {
-        return Ok(Some(format!("element {i} is a negative zero")));
-    }
-    let zeros = values.iter().filter(|v| **v == 0.0).count();
+    let pattern: Pattern = pattern.parse()?;
     let expected = record.pruned.as_ref().map_or(*remove, |p| p.zeros);
+    let (rows, cols) = info.matrix_shape()?;
+    // Whole rows of the pattern at a time: memory does not grow with the tensor, but for columns.
+    let height = match pattern {
+        Pattern::Block { rows, .. } => rows,
+        Pattern::Channels => rows.max(1),
+        _ => 1,
+    };
+    let step = (PIECE / (4 * cols.max(1)) / height).max(1) * height;
+    let mut hash = Hasher::default();
+    let mut zeros = 0;
+    let mut broken = None;
+    for first in (0..rows).step_by(step) {
+        let count = step.min(rows - first);
+        let mut bytes = vec![0; count * cols * info.dtype.size()];
+        checkpoint.read_at(&planned.name, first * cols * info.dtype.size(), &mut bytes)?;
+        hash.update(&bytes);
+        let values = decode_f32(&planned.name, info.dtype, &bytes)?;
+        if check_finite(&planned.name, &values).is_err() {
+            let i = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            return Ok(Some(format!("element {} is {}", first * cols + i, values[i])));
+        }
+        if let Some(i) = values.iter().position(|v| v.to_bits() == NEGATIVE_ZERO) {
+            return Ok(Some(format!("element {} is a negative zero", first * cols + i)));
+        }
+        zeros += values.iter().filter(|v| **v == 0.0).count();
+        if pattern != Pattern::Unstructured && broken.is_none() {
+            let weight = ndarray::ArrayView2::from_shape((count, cols), &values)
+                .map_err(|e| Error::plan(&planned.name, e))?;
+            broken = Mask::of_nonzeros(weight).check(pattern).err().map(|e| match e {
+                prune_core::Error::PatternBroken { pattern, mut violation } => {
+                    violation.row += first / height;
+                    prune_core::Error::PatternBroken { pattern, violation }.to_string()
+                }
+                e => e.to_string(),
+            });
+        }
+    }
     if zeros != expected || zeros < *remove {
         return Ok(Some(format!("has {zeros} zeros; {expected} were written, {remove} removed")));
     }
-    let pattern: Pattern = pattern.parse()?;
-    // A kept weight that happens to be zero never breaks N:M; whole blocks need the exact mask,
-    // which only a matrix without such weights shows.
-    if matches!(pattern, Pattern::NM { .. }) || zeros == *remove {
-        let shape = info.matrix_shape()?;
-        let weight = ndarray::ArrayView2::from_shape(shape, &values)
-            .map_err(|e| Error::plan(&planned.name, e))?;
-        if let Err(e) = Mask::of_nonzeros(weight).check(pattern) {
-            return Ok(Some(e.to_string()));
-        }
+    // A kept weight that happens to be zero never breaks N:M; whole blocks and columns need the
+    // exact mask, which only a matrix without such weights shows.
+    if let Some(broken) = broken
+        && (matches!(pattern, Pattern::NM { .. }) || zeros == *remove)
+    {
+        return Ok(Some(broken));
     }
-    let found = digest(&bytes);
+    let found = hash.finish();
     Ok((found != record.digest)
         .then(|| format!("differs from what was written: {found} is not {}", record.digest)))
 }
+
+const NEGATIVE_ZERO: u32 = 1 << 31;
 
 fn check_files(checkpoint: &Checkpoint, manifest: &Manifest) -> Result<Vec<Failure>> {
     let files = checkpoint.auxiliary_files()?;
