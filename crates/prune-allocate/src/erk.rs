@@ -1,4 +1,4 @@
-use prune_core::{Allocation, Allocator, Budget, Error, Result, ScoredLayer};
+use prune_core::{Allocation, Allocator, Budget, Error, LayerKind, Result, ScoredLayer};
 
 use crate::fill::{Line, fill};
 use crate::layers;
@@ -53,6 +53,79 @@ pub struct Er;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Erk;
 
+/// As [`Erk`], but the last linear layer has a density of its own, dense unless set.
+///
+/// Last is in the order of the layers; a network without a linear layer has none. Ignores scores.
+///
+/// Source: Liu et al., "The Unreasonable Effectiveness of Random Pruning", 2022 (for ImageNet).
+///
+/// ```
+/// use prune_allocate::ErkPlus;
+/// use prune_core::{Allocator, Budget, LayerInfo, ScoredLayer};
+///
+/// let layers: [ScoredLayer; 2] =
+///     [LayerInfo::linear("a", 300, 784).into(), LayerInfo::linear("b", 10, 300).into()];
+/// let kept = ErkPlus::default().allocate(&layers, &Budget::sparsity(0.9)?)?;
+/// assert_eq!(kept.iter().map(|(_, k)| *k).collect::<Vec<_>>(), [20_820, 3000]);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ErkPlus {
+    last: f64,
+}
+
+impl Default for ErkPlus {
+    /// A dense last layer.
+    fn default() -> Self {
+        Self { last: 1.0 }
+    }
+}
+
+impl ErkPlus {
+    /// An allocator with this density of the last linear layer, 0 to 1.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`].
+    pub fn new(last: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&last) {
+            return Err(Error::OutOfRange {
+                what: "density of the last linear layer".to_string(),
+                found: last.to_string(),
+                expected: "0 to 1".to_string(),
+            });
+        }
+        Ok(Self { last })
+    }
+
+    /// The density of each layer before rounding.
+    ///
+    /// # Errors
+    /// As [`Erk::densities`]; [`Error::Infeasible`] when the last linear layer alone is more than
+    /// the budget keeps.
+    pub fn densities(&self, layers: &[ScoredLayer], budget: &Budget) -> Result<Vec<f64>> {
+        let last = layers.iter().rposition(|l| l.info.kind == LayerKind::Linear);
+        let sizes = layers::sizes(layers)?;
+        let least: f64 = sizes
+            .iter()
+            .enumerate()
+            .map(|(l, &n)| match Some(l) == last {
+                true => (self.last * n as f64).max(budget.min_keep(n) as f64),
+                false => budget.min_keep(n) as f64,
+            })
+            .sum();
+        let keep = budget.keep_total(sizes.iter().sum());
+        if least > keep as f64 {
+            return Err(Error::Infeasible(format!(
+                "erk+ keeps at least {} weights, most of them of the last linear layer, but the \
+                 budget keeps {keep}",
+                least.ceil()
+            )));
+        }
+        let sum = |shape: &[usize]| shape.iter().map(|&d| d as f64).sum();
+        densities_within(layers, budget, sum, |l| (Some(l) == last).then_some(self.last))
+    }
+}
+
 impl Er {
     /// The density of each layer before rounding.
     ///
@@ -85,6 +158,16 @@ fn densities(
     budget: &Budget,
     kept: impl Fn(&[usize]) -> f64,
 ) -> Result<Vec<f64>> {
+    densities_within(layers, budget, kept, |_| None)
+}
+
+/// As [`densities`], where the density of a layer may be given.
+fn densities_within(
+    layers: &[ScoredLayer],
+    budget: &Budget,
+    kept: impl Fn(&[usize]) -> f64,
+    given: impl Fn(usize) -> Option<f64>,
+) -> Result<Vec<f64>> {
     let sizes = layers::sizes(layers)?;
     if let Some(layer) = layers.iter().find(|l| l.info.shape.len() < 2) {
         return Err(Error::OutOfRange {
@@ -96,16 +179,21 @@ fn densities(
     let lines: Vec<Line> = layers
         .iter()
         .zip(&sizes)
-        .map(|(layer, &size)| Line {
-            at_zero: 0.0,
-            slope: kept(&layer.info.shape),
-            least: budget.min_keep(size) as f64,
-            most: size as f64,
+        .enumerate()
+        .map(|(l, (layer, &size))| {
+            let (least, most) = (budget.min_keep(size) as f64, size as f64);
+            let at = given(l).map(|density| (density * most).max(least));
+            Line {
+                at_zero: 0.0,
+                slope: kept(&layer.info.shape),
+                least: at.unwrap_or(least),
+                most: at.unwrap_or(most),
+            }
         })
         .collect();
     let total: f64 = sizes.iter().map(|&n| n as f64).sum();
     let targets = fill(&lines, budget.density() * total);
-    Ok(targets.iter().zip(&lines).map(|(t, line)| layers::density(*t, line.most)).collect())
+    Ok(targets.iter().zip(&sizes).map(|(t, &n)| layers::density(*t, n as f64)).collect())
 }
 
 impl Allocator for Er {
@@ -126,6 +214,19 @@ impl Allocator for Erk {
 
     fn name(&self) -> &str {
         "erk"
+    }
+
+    fn allocate(&self, layers: &[ScoredLayer], budget: &Budget) -> Result<Allocation<usize>> {
+        let densities = self.densities(layers, budget)?;
+        layers::rounded(layers, &layers::sizes(layers)?, &densities, budget)
+    }
+}
+
+impl Allocator for ErkPlus {
+    type Share = usize;
+
+    fn name(&self) -> &str {
+        "erk+"
     }
 
     fn allocate(&self, layers: &[ScoredLayer], budget: &Budget) -> Result<Allocation<usize>> {

@@ -56,6 +56,20 @@ pub(crate) fn rounded(
     named(layers, budget.round(&targets, sizes)?)
 }
 
+/// What released code keeps at these `densities`: each layer loses ⌊sparsity · n⌋, whatever the
+/// budget. Differences from 1 that cancel (1 − 0.9) count as the whole numbers that they stand for.
+pub(crate) fn released(
+    layers: &[ScoredLayer],
+    sizes: &[usize],
+    densities: &[f64],
+) -> Result<Allocation<usize>> {
+    let kept = sizes.iter().zip(densities).map(|(&n, d)| {
+        let removed = (n as f64 * (1.0 - d) + 1e-9) as usize;
+        n - removed.min(n)
+    });
+    named(layers, kept.collect())
+}
+
 /// The kept weights of each layer with its name.
 pub(crate) fn named(layers: &[ScoredLayer], kept: Vec<usize>) -> Result<Allocation<usize>> {
     Allocation::new(layers.iter().map(|l| l.info.id.clone()).zip(kept).collect())

@@ -23,19 +23,46 @@
 //! | [`UniformPlus`] | | likewise; first convolution dense, last linear layer 20 % or more |
 //! | [`Er`] | shapes | falls with input and output channels |
 //! | [`Erk`] | shapes | falls with all dimensions |
+//! | [`ErkPlus`] | shapes | likewise; last linear layer dense |
 //! | [`Owl`] | outliers of each block | grows with the outliers of its block |
+//! | [`AlphaPruning`] | power-law exponents | falls with the exponent; also the map of FARMS |
+//! | [`Ecoflap`] | loss changes | grows with what its weights do to the loss |
+//! | [`Survivors`] | counts | is that of a global selection: magnitude, SNIP, GraSP, SynFlow |
+//! | [`Sensitivity`] | error curves | is where one more weight lowers the error as elsewhere |
 //!
-//! [`owl_n_m`] is the form of [`Owl`] for N:M patterns. [`allocator`] finds an allocator by name,
-//! [`allocators`] lists them. The crate `prune-importance` measures the scores.
+//! [`allocator`] finds an allocator by name and says what it reads; [`allocators`] lists them. The
+//! crates `prune-importance` and `prune-spectral` measure the scores.
+//!
+//! | beyond weights | |
+//! |---|---|
+//! | [`CostAllocator`] | one value of a few for each group of layers, under any cost |
+//! | [`within_cost`] | any allocator under a cost other than weights |
+//! | [`owl_n_m`] | [`Owl`] for N:M patterns |
 
+mod alpha_pruning;
+mod cost;
+mod curve;
+mod ecoflap;
 mod erk;
+mod fidelity;
 mod fill;
+mod groups;
 mod layers;
 mod owl;
 mod registry;
+mod survivors;
 mod uniform;
 
-pub use erk::{Er, Erk};
-pub use owl::{Fidelity, Owl, owl_n_m};
-pub use registry::{AllocatorEntry, ScoreKind, allocator, allocators};
+pub use alpha_pruning::AlphaPruning;
+pub use cost::{Choice, CostAllocator, ShareGroup, Solver, within_cost};
+pub use curve::{ErrorCurve, Sensitivity};
+pub use ecoflap::{Aggregate, Ecoflap};
+pub use erk::{Er, Erk, ErkPlus};
+pub use fidelity::Fidelity;
+pub use groups::Granularity;
+pub use owl::{Owl, owl_n_m};
+pub use registry::{
+    AllocatorEntry, Measured, Parameter, Saliency, ScoreKind, allocator, allocators,
+};
+pub use survivors::{Survivors, survivors};
 pub use uniform::{Uniform, UniformPlus};

@@ -1,11 +1,11 @@
-//! Uniform, uniform+, ER and ERK against reference densities, and the laws that they obey.
+//! Uniform, uniform+, ER, ERK and ERK+ against reference densities, and the laws that they obey.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use approx::assert_abs_diff_eq;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use prune_allocate::{Er, Erk, Uniform, UniformPlus, allocator, allocators};
-use prune_core::{Allocator, Budget, Error, LayerId, LayerInfo, LayerKind, ScoredLayer};
+use prune_allocate::{Er, Erk, ErkPlus, Fidelity, Uniform, UniformPlus};
+use prune_core::{Allocator, Budget, Error, LayerInfo, LayerKind, ScoredLayer};
 
 fn layers(shapes: &[&[usize]]) -> Vec<ScoredLayer> {
     let info = |(i, shape): (usize, &&[usize])| {
@@ -155,32 +155,66 @@ fn erk_densities_of_resnet_20_match_the_reference() {
 
 #[test]
 fn uniform_plus_meets_the_budget_that_the_released_code_misses() {
-    let got = UniformPlus.densities(&nine_layers(), &keep(0.1)).unwrap();
+    let got = UniformPlus::default().densities(&nine_layers(), &keep(0.1)).unwrap();
     assert_eq!(got[0], 1.0);
     close(&got[1..8], &[0.093_879_76; 7], 1e-8);
     assert_abs_diff_eq!(got[8], 0.2, epsilon = 1e-12);
-    let got = UniformPlus.densities(&nine_layers(), &keep(0.5)).unwrap();
+    let got = UniformPlus::default().densities(&nine_layers(), &keep(0.5)).unwrap();
     close(&got[1..], &[0.497_105_49; 8], 1e-8);
 }
 
 #[test]
-fn uniform_plus_says_when_the_dense_ends_alone_exceed_the_budget() {
-    let e = UniformPlus.densities(&nine_layers(), &keep(0.005)).unwrap_err();
-    assert!(matches!(e, Error::Infeasible(_)), "{e}");
+fn uniform_plus_as_released_matches_the_reference_and_misses_the_budget() {
+    let released = UniformPlus::default().with_fidelity(Fidelity::Released);
+    for (density, others, last, total) in
+        [(0.1, 0.092_538_9, 0.2, 0.098678), (0.5, 0.5, 0.5, 0.502878)]
+    {
+        let got = released.densities(&nine_layers(), &keep(density)).unwrap();
+        assert_eq!(got[0], 1.0);
+        close(&got[1..8], &[others; 7], 1e-7);
+        assert_abs_diff_eq!(got[8], last, epsilon = 1e-12);
+        let kept: f64 = got.iter().zip(weights(&nine_layers())).map(|(d, n)| d * n).sum();
+        assert_abs_diff_eq!(kept / 75056.0, total, epsilon = 1e-6);
+        let kept = released.allocate(&nine_layers(), &keep(density)).unwrap();
+        assert_abs_diff_eq!(kept.total() as f64 / 75056.0, total, epsilon = 1e-4);
+    }
 }
 
 #[test]
-fn every_layer_keeps_one_weight_and_too_many_layers_are_infeasible() {
-    let tiny = layers(&[&[100, 100], &[2, 2], &[3, 1]]);
-    for entry in allocators() {
-        let kept = entry.make().allocate(&tiny, &keep(0.05)).unwrap();
-        assert_eq!(kept.total(), 501);
-        assert!(kept.iter().all(|(_, k)| *k >= 1));
-    }
-    let crowd = layers(&[&[2usize, 2][..]; 30]);
-    for entry in allocators() {
-        assert!(matches!(entry.make().allocate(&crowd, &keep(0.1)), Err(Error::Infeasible(_))));
-    }
+fn erk_plus_has_a_dense_last_layer_and_erk_densities_elsewhere() {
+    // At 0.1 the last layer is full in ERK too.
+    let (erk, plus) = (
+        Erk.densities(&nine_layers(), &keep(0.1)).unwrap(),
+        ErkPlus::default().densities(&nine_layers(), &keep(0.1)).unwrap(),
+    );
+    close(&plus, &erk, 1e-12);
+    // At 0.05 the others are what ERK gives them at (0.05 N − n) / (N − n).
+    let plus = ErkPlus::default().densities(&nine_layers(), &keep(0.05)).unwrap();
+    let others = &nine_layers()[..8];
+    let rest = (0.05 * 75056.0 - 640.0) / (75056.0 - 640.0);
+    close(&plus[..8], &Erk.densities(others, &keep(rest)).unwrap(), 1e-12);
+    assert_eq!(plus[8], 1.0);
+    let tenth = ErkPlus::new(0.1).unwrap().densities(&nine_layers(), &keep(0.05)).unwrap();
+    assert_abs_diff_eq!(tenth[8], 0.1, epsilon = 1e-12);
+    assert!(ErkPlus::new(1.1).is_err());
+    let tight = ErkPlus::default().allocate(&nine_layers(), &keep(0.005));
+    assert!(matches!(tight, Err(Error::Infeasible(_))));
+    // The reference's density of the others at 0.1.
+    let rest: f64 = (0.1 * 75056.0 - 640.0) / (75056.0 - 640.0);
+    assert_abs_diff_eq!(rest, 0.0922597, epsilon = 1e-7);
+}
+
+#[test]
+fn er_and_erk_need_two_dimensions() {
+    let flat = layers(&[&[4, 4], &[4]]);
+    assert!(Erk.densities(&flat, &keep(0.5)).unwrap_err().to_string().contains("`layer1`"));
+    assert!(Er.densities(&flat, &keep(0.5)).is_err());
+}
+
+#[test]
+fn uniform_plus_says_when_the_dense_ends_alone_exceed_the_budget() {
+    let e = UniformPlus::default().densities(&nine_layers(), &keep(0.005)).unwrap_err();
+    assert!(matches!(e, Error::Infeasible(_)), "{e}");
 }
 
 #[test]
@@ -192,46 +226,6 @@ fn a_layer_under_the_cap_of_the_budget_is_lifted_to_it() {
     assert!(got.iter().all(|d| *d > 0.03 - 1e-4));
     // Those that stay above keep the proportions of ERK: sums of shapes 25 and 38.
     assert_abs_diff_eq!(got[0] * 432.0 / 25.0, got[1] * 2304.0 / 38.0, epsilon = 1e-9);
-}
-
-#[test]
-fn lists_that_are_no_network_are_refused() {
-    let budget = keep(0.5);
-    let twice = [nine_layers().remove(0), nine_layers().remove(0)];
-    let mut tied = nine_layers();
-    tied[8].info.tie = Some(LayerId::new("layer0"));
-    let flat = layers(&[&[4, 4], &[4]]);
-    let huge = layers(&[&[usize::MAX, 2]]);
-    for entry in allocators() {
-        let run = |l: &[ScoredLayer]| entry.make().allocate(l, &budget);
-        assert!(matches!(run(&[]), Err(Error::Infeasible(_))));
-        assert!(run(&twice).unwrap_err().to_string().contains("`layer0` twice"));
-        assert!(run(&tied).unwrap_err().to_string().contains("`layer8`, which shares"));
-        assert!(run(&huge).unwrap_err().to_string().contains("`layer0`"));
-    }
-    assert!(Erk.densities(&flat, &budget).unwrap_err().to_string().contains("`layer1`"));
-    assert!(Er.densities(&flat, &budget).is_err());
-    // The owner of a tied weight is not in the list, so the weight is there once.
-    tied.remove(0);
-    assert!(Erk.densities(&tied, &budget).is_ok());
-}
-
-#[test]
-fn layers_without_weights_keep_none() {
-    let layers = layers(&[&[4, 4], &[0, 7]]);
-    for entry in allocators() {
-        let kept = entry.make().allocate(&layers, &keep(0.5)).unwrap();
-        assert_eq!(kept.iter().map(|(_, k)| *k).collect::<Vec<_>>(), [8, 0], "{}", entry.name);
-    }
-}
-
-#[test]
-fn names_in_the_registry_are_those_of_the_allocators() {
-    for entry in allocators() {
-        assert_eq!(entry.make().name(), entry.name);
-        assert_eq!(allocator(entry.name).unwrap().name(), entry.name);
-        assert!(entry.summary.len() < 100);
-    }
 }
 
 fn arb_network() -> impl Strategy<Value = Vec<ScoredLayer>> {
@@ -246,30 +240,6 @@ fn weights(layers: &[ScoredLayer]) -> Vec<f64> {
 }
 
 proptest! {
-    #[test]
-    fn counts_meet_the_budget_exactly_within_every_layer(
-        network in arb_network(), sparsity in 0.0f64..0.999,
-    ) {
-        let budget = Budget::sparsity(sparsity).unwrap();
-        let sizes: Vec<usize> = network.iter().map(|l| l.info.numel()).collect();
-        let total: usize = sizes.iter().sum();
-        let least: usize = sizes.iter().map(|&n| budget.min_keep(n)).sum();
-        for entry in allocators() {
-            match entry.make().allocate(&network, &budget) {
-                Ok(kept) => {
-                    prop_assert_eq!(kept.total(), budget.keep_total(total));
-                    for ((_, &k), &n) in kept.iter().zip(&sizes) {
-                        prop_assert!(budget.min_keep(n) <= k && k <= n);
-                    }
-                }
-                Err(Error::Infeasible(_)) => prop_assert!(
-                    least > budget.keep_total(total) || entry.name == "uniform+"
-                ),
-                Err(other) => panic!("{other}"),
-            }
-        }
-    }
-
     #[test]
     fn counts_are_within_one_and_a_bit_of_the_densities(
         network in arb_network(), sparsity in 0.0f64..0.9,

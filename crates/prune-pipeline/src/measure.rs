@@ -1,11 +1,140 @@
 use std::collections::BTreeMap;
 
-use prune_core::{LayerId, LayerStats, Needs, TensorSource};
+use prune_allocate::{ErrorCurve, Measured, Saliency, ScoreKind};
+use prune_core::{
+    Budget, LayerId, LayerInfo, LayerStats, Needs, Pattern, Pruner, Scope, Seed, Target,
+    TensorSource, round_to_pattern,
+};
 use prune_importance::OutlierDistribution;
+use rayon::prelude::*;
 
-use crate::Result;
 use crate::calibrate::{Calibration, forward, observe};
-use crate::schedule::measuring;
+use crate::output_error::output_error;
+use crate::schedule::{measuring, statistics_bytes};
+use crate::{Error, Result};
+
+/// What an allocator wants measured, and what there is to measure it with.
+pub(crate) struct Measurement<'a> {
+    pub(crate) allocator: &'a str,
+    pub(crate) pruner: &'a dyn Pruner,
+    pub(crate) pattern: Pattern,
+    pub(crate) scope: Scope,
+    pub(crate) seed: Seed,
+    pub(crate) calibration: Option<&'a Calibration<'a>>,
+}
+
+/// Sparsities at which error curves are measured.
+const SPARSITIES: [f64; 11] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
+
+impl Measurement<'_> {
+    /// What `kind` says, of each layer.
+    pub(crate) fn measure(
+        &self,
+        kind: ScoreKind,
+        source: &dyn TensorSource,
+        layers: &[LayerInfo],
+        budget: &Budget,
+    ) -> Result<Measured> {
+        match kind {
+            ScoreKind::Unused => Ok(Measured::Nothing),
+            ScoreKind::OutlierDistribution => {
+                let of_block = outlier_scores(source, self.calibration()?)?;
+                let score = |layer: &LayerInfo| {
+                    let score = layer.block.and_then(|b| of_block.get(b)).copied();
+                    score.ok_or_else(|| self.not_observed(layer))
+                };
+                Ok(Measured::Scores(layers.iter().map(score).collect::<Result<_>>()?))
+            }
+            ScoreKind::Survivors(Saliency::Magnitude) => {
+                let total = layers.iter().map(LayerInfo::numel).sum();
+                let remove = budget.remove_total(total);
+                let counts = prune_unstructured::global_magnitude_counts(source, layers, remove)?;
+                let kept = layers.iter().zip(counts.removed).map(|(l, r)| (l.numel() - r) as f64);
+                Ok(Measured::Scores(kept.collect()))
+            }
+            ScoreKind::ErrorCurve => self.error_curves(source, layers),
+            other => Err(Error::recipe(
+                format!("the allocator `{}`", self.allocator),
+                format!("needs a measurement ({other:?}) that takes gradients; use it from Rust"),
+            )),
+        }
+    }
+
+    fn calibration(&self) -> Result<&Calibration<'_>> {
+        let what = || Error::NeedsCalibration { what: format!("the allocator `{}`", self.allocator) };
+        self.calibration.ok_or_else(what)
+    }
+
+    fn not_observed(&self, layer: &LayerInfo) -> Error {
+        Error::NotObserved { layer: layer.id.to_string(), method: self.allocator.into() }
+    }
+
+    /// The output error of each layer when it alone is pruned, at several sparsities, by the very
+    /// method of the rule and on the dense model; without calibration, of the weights themselves.
+    /// Errors are absolute, so that layers can be compared: those of layers whose outputs are large
+    /// count for more.
+    fn error_curves(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
+        let mut curves: BTreeMap<LayerId, ErrorCurve> = BTreeMap::new();
+        match self.calibration {
+            None => {
+                let none = LayerStats::default();
+                let measured: Vec<_> = layers
+                    .par_iter()
+                    .map(|l| Ok((l.id.clone(), self.error_curve(source, l, &none)?)))
+                    .collect::<Result<_>>()?;
+                curves.extend(measured);
+            }
+            Some(calibration) => {
+                each_block(source, calibration, self.pruner.needs(), &mut |_, stats| {
+                    let here = layers.iter().filter(|l| stats.contains_key(&l.id));
+                    for layer in here {
+                        let curve = self.error_curve(source, layer, &stats[&layer.id])?;
+                        curves.insert(layer.id.clone(), curve);
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        let curve = |l: &LayerInfo| curves.remove(&l.id).ok_or_else(|| self.not_observed(l));
+        Ok(Measured::Curves(layers.iter().map(curve).collect::<Result<_>>()?))
+    }
+
+    fn error_curve(
+        &self,
+        source: &dyn TensorSource,
+        layer: &LayerInfo,
+        stats: &LayerStats,
+    ) -> Result<ErrorCurve> {
+        let name = layer.id.weight_name();
+        let dense = source.read_matrix(&name)?;
+        let (rows, cols) = dense.dim();
+        let before = |first: usize, count: usize| {
+            Ok(dense.slice(ndarray::s![first..first + count, ..]).to_owned())
+        };
+        let mut points = vec![(0.0, 0.0)];
+        for sparsity in SPARSITIES {
+            let wanted = (sparsity * dense.len() as f64).round() as usize;
+            let remove = round_to_pattern(&name, self.pattern, rows, cols, wanted)?;
+            let mut weight = dense.clone();
+            if remove == dense.len() {
+                weight.fill(0.0);
+            } else {
+                let target = Target {
+                    layer: &layer.id,
+                    pattern: self.pattern,
+                    scope: self.scope,
+                    remove,
+                    stream: self.seed.stream(layer.id.as_str()),
+                };
+                self.pruner.prune(weight.view_mut(), stats, &target)?;
+            }
+            let error = output_error(&before, weight.view(), stats)?;
+            let tokens = stats.columns.as_ref().map_or(1, |c| c.count().max(1)) as f64;
+            points.push((sparsity, error.written * error.energy / tokens));
+        }
+        Ok(ErrorCurve::new(points)?)
+    }
+}
 
 /// OWL's outlier percentage of every block, on the dense model.
 pub(crate) fn outlier_scores(
@@ -14,7 +143,7 @@ pub(crate) fn outlier_scores(
 ) -> Result<Vec<f64>> {
     const MULTIPLIER: f64 = 5.0;
     let mut scores = Vec::new();
-    each_block(source, calibration, &mut |layers, stats| {
+    each_block(source, calibration, Needs::Columns, &mut |layers, stats| {
         let mut first = OutlierDistribution::new(MULTIPLIER)?;
         for id in layers {
             if let Some(columns) = stats.get(id).and_then(|s| s.columns.as_ref()) {
@@ -37,12 +166,20 @@ pub(crate) fn outlier_scores(
 fn each_block(
     source: &dyn TensorSource,
     calibration: &Calibration<'_>,
+    needs: Needs,
     visit: &mut dyn FnMut(&[LayerId], &BTreeMap<LayerId, LayerStats>) -> Result<()>,
 ) -> Result<()> {
     let model = calibration.model;
     let go_on = || Ok(());
-    let weights = model.layers().iter().map(|l| 4 * l.numel() as u64).max().unwrap_or(0);
-    let (spills, at_once) = measuring(calibration, weights)?;
+    let needs = needs.max(Needs::Columns);
+    // A weight, two copies of it, and the statistics of a block.
+    let weights = model.layers().iter().map(|l| 12 * l.numel() as u64).max().unwrap_or(0);
+    let statistics = |block: usize| -> u64 {
+        let here = model.layers().iter().filter(|l| l.block == Some(block));
+        here.map(|l| statistics_bytes(needs, l.shape[1])).sum()
+    };
+    let statistics = (0..model.blocks()).map(statistics).max().unwrap_or(0);
+    let (spills, at_once) = measuring(calibration, weights + statistics)?;
     let mut hidden = calibration.embed(source, spills)?;
     for index in 0..model.blocks() {
         let layers: Vec<LayerId> = model
@@ -51,7 +188,7 @@ fn each_block(
             .filter(|l| l.block == Some(index))
             .map(|l| l.id.clone())
             .collect();
-        let wanted = layers.iter().map(|id| (id.clone(), Needs::Columns)).collect();
+        let wanted = layers.iter().map(|id| (id.clone(), needs)).collect();
         let block = model.load_block(source, index)?;
         let seen = observe(&*block, &hidden, &wanted, at_once, &go_on)?;
         let stats = seen

@@ -1,14 +1,13 @@
 use std::collections::BTreeMap;
 
-use prune_allocate::ScoreKind;
 use prune_core::{
-    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, ScoredLayer, TensorSource, round_to_pattern,
+    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, Seed, TensorSource, round_to_pattern,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::Calibration;
 use crate::coverage::{check_calibration, claim};
-use crate::measure::outlier_scores;
+use crate::measure::Measurement;
 use crate::recipe::{Recipe, Rule};
 use crate::{Error, Result};
 
@@ -112,7 +111,9 @@ impl Plan {
         check_coverage(source, recipe, &claims, calibration)?;
         let mut actions = BTreeMap::new();
         for (rule, layers) in claims {
-            actions.extend(plan_rule(source, rule + 1, &recipe.rules[rule], layers, calibration)?);
+            let (number, rule) = (rule + 1, &recipe.rules[rule]);
+            let seed = Seed::new(recipe.seed);
+            actions.extend(plan_rule(source, number, rule, seed, layers, calibration)?);
         }
         let dtype = match &recipe.dtype {
             None => None,
@@ -212,6 +213,7 @@ fn plan_rule(
     source: &dyn TensorSource,
     number: usize,
     rule: &Rule,
+    seed: Seed,
     layers: Vec<LayerInfo>,
     calibration: Option<&Calibration<'_>>,
 ) -> Result<Vec<(String, Action)>> {
@@ -266,7 +268,15 @@ fn plan_rule(
                 prune_unstructured::global_magnitude_counts(source, &layers, all)?.removed
             } else {
                 let name = rule.allocate.as_deref().unwrap_or("uniform");
-                allocate(source, name, &field("allocate"), &layers, &budget, calibration)?
+                let measurement = Measurement {
+                    allocator: name,
+                    pruner: &*pruner,
+                    pattern,
+                    scope,
+                    seed,
+                    calibration,
+                };
+                allocate(source, name, &field("allocate"), &layers, &budget, &measurement)?
             }
         }
     };
@@ -299,26 +309,13 @@ fn allocate(
     field: &str,
     layers: &[LayerInfo],
     budget: &Budget,
-    calibration: Option<&Calibration<'_>>,
+    measurement: &Measurement<'_>,
 ) -> Result<Vec<usize>> {
-    let entry = prune_allocate::allocators().iter().find(|e| e.name == name).ok_or_else(|| {
+    let entry = prune_allocate::allocator(name).ok_or_else(|| {
         let known: Vec<&str> = prune_allocate::allocators().iter().map(|e| e.name).collect();
         Error::recipe(field, format!("`{name}` is unknown; known are {}", known.join(", ")))
     })?;
-    let mut scored: Vec<ScoredLayer> =
-        layers.iter().map(|l| ScoredLayer::from(l.clone())).collect();
-    if entry.score == ScoreKind::OutlierDistribution {
-        let needs = || Error::NeedsCalibration { what: format!("the allocator `{name}`") };
-        let scores = outlier_scores(source, calibration.ok_or_else(needs)?)?;
-        for layer in &mut scored {
-            let score = layer.info.block.and_then(|b| scores.get(b));
-            layer.score = *score.ok_or_else(|| Error::NotObserved {
-                layer: layer.info.id.to_string(),
-                method: name.into(),
-            })?;
-        }
-    }
-    let kept = entry.make().allocate(&scored, budget)?;
-    let kept = scored.iter().map(|l| kept.get(&l.info.id).map_or(0, |k| l.info.numel() - k));
-    Ok(kept.collect())
+    let measured = measurement.measure(entry.score, source, layers, budget)?;
+    let kept = entry.allocate(layers, &measured, budget)?;
+    Ok(layers.iter().map(|l| kept.get(&l.id).map_or(0, |k| l.numel() - k)).collect())
 }

@@ -1,19 +1,9 @@
-use std::collections::HashMap;
-
 use prune_core::{Allocation, Allocator, Budget, Error, Result, ScoredLayer};
 
+use crate::Fidelity;
 use crate::fill::{Line, fill};
+use crate::groups::{Granularity, Groups, check_scores, unit_range};
 use crate::layers;
-
-/// Whether a method is computed as it should be or as the code released with its paper does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Fidelity {
-    /// The budget is met, degenerate input is handled.
-    #[default]
-    Exact,
-    /// What the released code computes, for comparison with published numbers.
-    Released,
-}
 
 /// Outlier-weighed sparsity: blocks with more outliers keep more.
 ///
@@ -96,11 +86,11 @@ impl Owl {
     /// shape; [`Error::Infeasible`] without layers.
     pub fn densities(&self, layers: &[ScoredLayer], budget: &Budget) -> Result<Vec<f64>> {
         let sizes = layers::sizes(layers)?;
-        let (group_of, scores) = groups(layers)?;
-        let mut weights = vec![0.0; scores.len()];
-        group_of.iter().zip(&sizes).for_each(|(&g, &n)| weights[g] += n as f64);
+        let blocks = Groups::new(layers, Granularity::Block);
+        let scores = block_scores(layers, &blocks)?;
+        let weights = blocks.sums(sizes.iter().map(|&n| n as f64));
         let shifts: Vec<f64> = unit_range(&scores).iter().map(|u| 2.0 * self.lambda * u).collect();
-        let of_group: Vec<f64> = match self.fidelity {
+        let of_block: Vec<f64> = match self.fidelity {
             Fidelity::Exact => {
                 let least = 1.0 - budget.max_layer_sparsity();
                 let lines: Vec<Line> = shifts
@@ -118,58 +108,24 @@ impl Owl {
                 shifts.iter().map(|d| 1.0 - guarded(sparsity(*d))).collect()
             }
         };
-        Ok(group_of.iter().map(|&g| of_group[g]).collect())
+        Ok(blocks.spread(&of_block))
     }
 }
 
-/// The block of each layer, numbered in the order of appearance, and the score of each block.
-fn groups(layers: &[ScoredLayer]) -> Result<(Vec<usize>, Vec<f64>)> {
-    let mut first_of_block: HashMap<usize, usize> = HashMap::new();
-    let mut group_of: Vec<usize> = Vec::with_capacity(layers.len());
-    let mut scores = Vec::new();
-    for (l, layer) in layers.iter().enumerate() {
-        if !layer.score.is_finite() {
-            return Err(Error::NotFinite {
-                what: format!("score of `{}`", layer.info.id),
-                index: 0,
-                value: layer.score.to_string(),
-            });
-        }
-        let first = match layer.info.block {
-            Some(block) => *first_of_block.entry(block).or_insert(l),
-            None => l,
-        };
-        if first == l {
-            group_of.push(scores.len());
-            scores.push(layer.score);
-        } else if layer.score == layers[first].score {
-            group_of.push(group_of[first]);
-        } else {
+/// The score of each block, which all its layers have.
+fn block_scores(layers: &[ScoredLayer], blocks: &Groups) -> Result<Vec<f64>> {
+    check_scores(layers)?;
+    for (layer, &block) in layers.iter().zip(&blocks.of_layer) {
+        let first = &layers[blocks.first[block]];
+        if layer.score != first.score {
             return Err(Error::OutOfRange {
                 what: format!("score of `{}`", layer.info.id),
                 found: layer.score.to_string(),
-                expected: format!(
-                    "{}, as `{}` of the same block has",
-                    layers[first].score, layers[first].info.id
-                ),
+                expected: format!("{}, as `{}` of the same block has", first.score, first.info.id),
             });
         }
     }
-    Ok((group_of, scores))
-}
-
-/// Finite `values` mapped linearly so that the least is 0 and the greatest 1; all 0 when they are
-/// equal.
-pub(super) fn unit_range(values: &[f64]) -> Vec<f64> {
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    // Halves, so that the range of the largest numbers does not overflow.
-    let range = most / 2.0 - least / 2.0;
-    if range > 0.0 {
-        values.iter().map(|v| (v / 2.0 - least / 2.0) / range).collect()
-    } else {
-        vec![0.0; values.len()]
-    }
+    Ok(blocks.first.iter().map(|&l| layers[l].score).collect())
 }
 
 impl Allocator for Owl {
@@ -184,13 +140,7 @@ impl Allocator for Owl {
         let sizes = layers::sizes(layers)?;
         match self.fidelity {
             Fidelity::Exact => layers::rounded(layers, &sizes, &densities, budget),
-            Fidelity::Released => {
-                let kept = sizes.iter().zip(&densities).map(|(&n, d)| {
-                    let removed = (n as f64 * (1.0 - d) + 1e-9) as usize;
-                    n - removed.min(n)
-                });
-                layers::named(layers, kept.collect())
-            }
+            Fidelity::Released => layers::released(layers, &sizes, &densities),
         }
     }
 }

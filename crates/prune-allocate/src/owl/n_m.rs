@@ -43,7 +43,7 @@ pub fn owl_n_m(scores: &[f64], remove: usize, m: usize, lambda: f64) -> Result<V
             value: scores[index].to_string(),
         });
     }
-    let shifts: Vec<f64> = super::map::unit_range(scores).iter().map(|u| lambda * u).collect();
+    let shifts: Vec<f64> = crate::groups::unit_range(scores).iter().map(|u| lambda * u).collect();
     let mean = shifts.iter().sum::<f64>() / shifts.len().max(1) as f64;
     let most = (m - 1) as f64;
     Ok(shifts

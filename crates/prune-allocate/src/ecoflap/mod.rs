@@ -1,0 +1,4 @@
+mod released;
+mod water_fill;
+
+pub use water_fill::{Aggregate, Ecoflap};
