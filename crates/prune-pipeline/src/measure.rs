@@ -61,7 +61,8 @@ impl Measurement<'_> {
     }
 
     fn calibration(&self) -> Result<&Calibration<'_>> {
-        let what = || Error::NeedsCalibration { what: format!("the allocator `{}`", self.allocator) };
+        let what =
+            || Error::NeedsCalibration { what: format!("the allocator `{}`", self.allocator) };
         self.calibration.ok_or_else(what)
     }
 

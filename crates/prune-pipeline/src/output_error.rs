@@ -67,11 +67,7 @@ pub(crate) fn output_error(
         sums.written += part.written;
     }
     let part = |sum: f64| if sums.all > 0.0 { (sum / sums.all).max(0.0) } else { 0.0 };
-    Ok(OutputError {
-        masked: part(sums.masked),
-        written: part(sums.written),
-        energy: sums.all,
-    })
+    Ok(OutputError { masked: part(sums.masked), written: part(sums.written), energy: sums.all })
 }
 
 fn quadratic(d: &Array2<f32>, gram: &Array2<f32>) -> f64 {
