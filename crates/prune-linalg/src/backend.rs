@@ -1,6 +1,6 @@
 use ndarray::{Array2, ArrayView2, s};
 
-use crate::products::gram_of_lower;
+use crate::products::{gram_of_lower, gram_on_one_thread};
 use crate::{Error, Real, Result, Triangle, check};
 
 /// What a linear algebra library has to provide.
@@ -26,6 +26,17 @@ pub trait Backend {
     /// # Errors
     /// As there.
     fn singular_values<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>>;
+
+    /// See [`gram_eigenvalues`](crate::gram_eigenvalues).
+    ///
+    /// # Errors
+    /// As there.
+    fn gram_eigenvalues<T: Real>(x: ArrayView2<'_, T>) -> Result<Vec<T>> {
+        check::finite(x)?;
+        let gram = gram_on_one_thread(if x.nrows() < x.ncols() { x.reversed_axes() } else { x });
+        check::in_range("Gram matrix", &gram)?;
+        Self::eigenvalues_symmetric(gram.view())
+    }
 
     /// See [`cholesky`](crate::cholesky).
     ///

@@ -3,7 +3,7 @@ use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{ComputeEigenvectors, SelfAdjointEvdParams};
 use faer::linalg::svd::{ComputeSvdVectors, SvdParams};
 use faer::linalg::{evd, svd, triangular_inverse, triangular_solve};
-use faer::{Mat, Par, Spec};
+use faer::{Mat, MatRef, Par, Spec};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis, s};
 
@@ -40,8 +40,7 @@ impl Backend for Faer {
         const OPERATION: &str = "singular value decomposition";
         check::finite(a)?;
         let (rows, cols) = a.dim();
-        let scale = scale::into_range(a);
-        let a = Mat::from_fn(rows, cols, |i, j| a[[i, j]] * scale);
+        let (a, scale) = Operand::new(a);
         let params: Spec<SvdParams, T> = Spec::default();
         let none = ComputeSvdVectors::No;
         let scratch = svd::svd_scratch::<T>(rows, cols, none, none, Par::Seq, params);
@@ -153,12 +152,11 @@ fn symmetric<T: Real>(
     const OPERATION: &str = "symmetric eigenvalue decomposition";
     let n = check::square(a)?;
     check::finite(a)?;
-    let scale = scale::into_range(a);
-    let a = Mat::from_fn(n, n, |i, j| a[[i, j]] * scale);
     let params: Spec<SelfAdjointEvdParams, T> = Spec::default();
     let compute =
         if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
     let mut values = faer::diag::Diag::<T>::zeros(n);
+    let (a, scale) = Operand::new(a);
     if n > 0 {
         let scratch = evd::self_adjoint_evd_scratch::<T>(n, compute, Par::Seq, params);
         with_stack(scratch, |stack| {
@@ -170,6 +168,34 @@ fn symmetric<T: Real>(
     let values: Vec<T> = values.column_vector().iter().map(|v| *v / scale).collect();
     check::in_range(OPERATION, &values)?;
     Ok((values, vectors))
+}
+
+/// A matrix as faer reads it: borrowed where it lies in standard layout and needs no scaling,
+/// because the copies of large windows would double their memory.
+enum Operand<'a, T> {
+    Borrowed(MatRef<'a, T>),
+    Owned(Mat<T>),
+}
+
+impl<'a, T: Real> Operand<'a, T> {
+    /// The matrix times the second result, which is a power of two.
+    fn new(a: ArrayView2<'a, T>) -> (Self, T) {
+        let (rows, cols) = a.dim();
+        let scale = scale::into_range(a);
+        match a.to_slice() {
+            Some(slice) if scale == T::one() => {
+                (Self::Borrowed(MatRef::from_row_major_slice(slice, rows, cols)), scale)
+            }
+            _ => (Self::Owned(Mat::from_fn(rows, cols, |i, j| a[[i, j]] * scale)), scale),
+        }
+    }
+
+    fn as_ref(&self) -> MatRef<'_, T> {
+        match self {
+            Self::Borrowed(a) => *a,
+            Self::Owned(a) => a.as_ref(),
+        }
+    }
 }
 
 fn with_stack<R>(scratch: StackReq, work: impl FnOnce(&mut MemStack) -> R) -> R {

@@ -69,6 +69,27 @@ pub fn singular_values<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>> {
     DefaultBackend::singular_values(a)
 }
 
+/// The squares of the singular values, ascending, as eigenvalues of the smaller of `Xᵀ X` and
+/// `X Xᵀ`.
+///
+/// One to three times as fast as [`singular_values`], but absolute errors are relative to the
+/// largest *square*: a small multiple of the unit roundoff times n times it, where n is the smaller
+/// dimension. So the squares below about n · 2e-16 of the largest are noise, and may be negative.
+/// Runs on one thread.
+///
+/// # Errors
+/// As [`eigenvalues_symmetric`].
+///
+/// ```
+/// use ndarray::array;
+/// let squares = prune_linalg::gram_eigenvalues(array![[3.0, 0.0], [4.0, 0.0], [0.0, 2.0]].view())?;
+/// assert!((squares[0] - 4.0f64).abs() < 1e-13 && (squares[1] - 25.0).abs() < 1e-13);
+/// # Ok::<(), prune_linalg::Error>(())
+/// ```
+pub fn gram_eigenvalues<T: Real>(x: ArrayView2<'_, T>) -> Result<Vec<T>> {
+    DefaultBackend::gram_eigenvalues(x)
+}
+
 /// The lower triangular `L` with `A = L Lᵀ` and a positive diagonal; zero above it.
 ///
 /// `a` is symmetric; only its lower triangle is read. Large matrices are factored on all rayon

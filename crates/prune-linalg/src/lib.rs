@@ -21,7 +21,7 @@
 //! | function | result | threads |
 //! |---|---|---|
 //! | [`eigenvalues_symmetric`], [`eigh`] | spectrum of a symmetric matrix | one |
-//! | [`singular_values`] | spectrum of any matrix | one |
+//! | [`singular_values`], [`gram_eigenvalues`] | spectrum of any matrix, and its squares | one |
 //! | [`cholesky`] | `L` with `A = L Lᵀ` | all |
 //! | [`cholesky_solve`], [`cholesky_inverse`] | `A⁻¹ B`, `A⁻¹` | all |
 //! | [`inverse_upper_factor`] | `U` with `A⁻¹ = Uᵀ U`, for SparseGPT and GPTQ | all |
@@ -51,8 +51,8 @@ pub use backend::Backend;
 pub use error::{Error, Result};
 pub use faer_backend::Faer;
 pub use functions::{
-    cholesky, cholesky_inverse, cholesky_solve, eigenvalues_symmetric, eigh, inverse_upper_factor,
-    singular_values, solve_lower, solve_upper,
+    cholesky, cholesky_inverse, cholesky_solve, eigenvalues_symmetric, eigh, gram_eigenvalues,
+    inverse_upper_factor, singular_values, solve_lower, solve_upper,
 };
 #[cfg(feature = "ndarray-linalg")]
 pub use lapack::Lapack;

@@ -117,6 +117,20 @@ fn singular_values_match_known_spectra<B: Backend>() {
     }
 }
 
+fn gram_eigenvalues_are_squares<B: Backend>() {
+    for (rows, cols) in [(40, 40), (90, 30), (30, 90), (600, 300)] {
+        let a = waves(rows, cols);
+        let mut expected: Vec<f64> =
+            B::singular_values(a.view()).unwrap().iter().map(|s| s * s).collect();
+        expected.reverse();
+        assert!(worst(&B::gram_eigenvalues(a.view()).unwrap(), &expected) < 1e-12);
+    }
+    let nan = array![[1.0, f64::NAN]];
+    assert!(matches!(B::gram_eigenvalues(nan.view()), Err(Error::NotFinite { .. })));
+    let huge = Array2::from_elem((2, 2), 1e200);
+    assert!(matches!(B::gram_eigenvalues(huge.view()), Err(Error::Overflow { .. })));
+}
+
 fn scale_costs_no_digit<B: Backend>() {
     let expected = lower_ones_spectrum(40);
     for scale in [1e-300, 1e-160, 1e160, 1e300] {
@@ -254,6 +268,7 @@ over_all!(
     eigenvalues_match_known_spectra,
     eigenvectors_diagonalise,
     singular_values_match_known_spectra,
+    gram_eigenvalues_are_squares,
     scale_costs_no_digit,
     cholesky_and_its_forms_invert,
     cholesky_reads_one_triangle,
