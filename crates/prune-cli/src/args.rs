@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use prune_pipeline::MemoryBudget;
 
 /// Makes model checkpoints smaller and proves what it did.
@@ -82,6 +82,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure the spectra of the linear layers: how heavy their tails are.
+    Diagnose(DiagnoseArgs),
     /// Show, tensor by tensor, what changed between two models.
     Diff {
         /// The model before.
@@ -123,7 +125,7 @@ pub(crate) struct RecipeArgs {
     /// A recipe in YAML, in place of the flags below.
     #[arg(long, conflicts_with_all = ["method", "sparsity", "pattern", "scope", "allocate"])]
     pub(crate) recipe: Option<PathBuf>,
-    /// The pruner: magnitude, wanda or random.
+    /// The pruner: magnitude, wanda, ria, sparsegpt, alps and others; a wrong name lists all.
     #[arg(long, required_unless_present = "recipe")]
     pub(crate) method: Option<String>,
     /// The fraction of weights to remove; fixed by N:M patterns.
@@ -135,7 +137,8 @@ pub(crate) struct RecipeArgs {
     /// What competes: row, layer or global.
     #[arg(long)]
     pub(crate) scope: Option<String>,
-    /// How the budget is divided over layers: uniform, er, erk or owl.
+    /// How the budget is divided over layers: uniform, erk, owl, farms, alphapruning, ecoflap, curve
+    /// and others; a wrong name lists all.
     #[arg(long)]
     pub(crate) allocate: Option<String>,
     /// From which all random numbers come.
@@ -155,4 +158,50 @@ pub(crate) struct CalibrationArgs {
     /// Tokens of a window; a .npy brings its own.
     #[arg(long, default_value_t = 512)]
     pub(crate) seqlen: usize,
+}
+
+/// How spectra are measured.
+#[derive(Debug, Args)]
+pub(crate) struct DiagnoseArgs {
+    /// A Hugging Face directory, a .safetensors or .gguf file, or an org/model name.
+    pub(crate) model: String,
+    /// The whole weight, or windows of one aspect ratio.
+    #[arg(long, value_enum, default_value_t = SpectralMethod::Weightwatcher)]
+    pub(crate) method: SpectralMethod,
+    /// Rows of a window of farms, clamped to the weight.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) window: usize,
+    /// Rows of a window of farms over its columns.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) aspect: f64,
+    /// Windows of farms along each side; as many as cover it by default.
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Compute what the released code computes, where that differs.
+    #[arg(long)]
+    pub(crate) released: bool,
+    /// Compare with the spectrum of the shuffled weight.
+    #[arg(long)]
+    pub(crate) randomise: bool,
+    /// Bootstrap replicates for an interval of alpha; 0 for none.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) interval: usize,
+    /// Seed of shuffles and replicates.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Draw alpha by depth and each layer's density into this directory.
+    #[arg(long)]
+    pub(crate) plot: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What spectra are taken of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpectralMethod {
+    /// The whole weight, with WeightWatcher's metrics.
+    Weightwatcher,
+    /// Windows of one aspect ratio (FARMS).
+    Farms,
 }

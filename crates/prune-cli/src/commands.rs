@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::args::Command;
 use crate::compress::{self, Output};
+use crate::diagnose;
 use crate::error::Error;
 use crate::model::{Wanted, load, open, windows};
 use crate::verify;
@@ -39,6 +40,7 @@ pub(crate) fn run(command: Command) -> Result<(), Error> {
                 }
             }
         }
+        Command::Diagnose(args) => diagnose::run(&args),
         Command::Diff { before, after, all, json } => show_diff(&before, &after, all, json),
         Command::Eval { model, text, seqlen, windows, baseline, json } => {
             eval(&model, &text, seqlen, windows, baseline.as_deref(), json)

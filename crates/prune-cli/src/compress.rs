@@ -1,10 +1,11 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prune_candle::LlamaModel;
 use prune_checkpoint::Checkpoint;
-use prune_core::Seed;
+use prune_core::{Seed, block_of};
 use prune_pipeline::{
     Action, ApplyOptions, Calibration, MemoryBudget, Plan, Recipe, Schedule, TokenWindows, apply,
     verify,
@@ -176,10 +177,31 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
             println!("{:<56} {method:>10} {pattern:>14} {sparsity:>9.4}", tensor.name);
         }
     }
+    draw_allocation(plan);
     let t = &plan.totals;
     println!(
         "{} of {} weights removed ({:.4}); {} parameters in all; {} bytes to write",
         t.removed, t.planned_weights, t.sparsity, t.parameters, t.bytes,
     );
     println!("{schedule}");
+}
+
+/// The sparsity of each block, as bars.
+fn draw_allocation(plan: &Plan) {
+    let mut blocks: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+    for tensor in &plan.tensors {
+        if let (Action::Prune { remove, .. }, Some((block, _))) =
+            (&tensor.action, block_of(&tensor.name))
+        {
+            let sums = blocks.entry(block).or_default();
+            sums.0 += remove;
+            sums.1 += tensor.shape.iter().product::<usize>();
+        }
+    }
+    println!("\nsparsity by block");
+    for (block, (removed, all)) in blocks {
+        let sparsity = removed as f64 / all.max(1) as f64;
+        println!("{block:>5} {sparsity:>8.4} {}", "#".repeat((40.0 * sparsity).round() as usize));
+    }
+    println!();
 }

@@ -13,6 +13,8 @@ pub(crate) enum Error {
     Model(#[from] prune_candle::Error),
     #[error(transparent)]
     Core(#[from] prune_core::Error),
+    #[error(transparent)]
+    Spectral(#[from] prune_spectral::Error),
     #[error("output: {0}")]
     Json(#[from] serde_json::Error),
     #[cfg(feature = "hub")]
@@ -44,7 +46,7 @@ impl Error {
             | Error::Checkpoint(prune_checkpoint::Error::Io { .. })
             | Error::Signal(_) => 1,
             Error::Input { .. } | Error::Pipeline(_) | Error::Checkpoint(_) => 4,
-            Error::Model(_) | Error::Core(_) => 4,
+            Error::Model(_) | Error::Core(_) | Error::Spectral(_) => 4,
         }
     }
 }

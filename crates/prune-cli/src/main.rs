@@ -1,9 +1,10 @@
-//! The command `prune`: inspect, plan, compress, verify, compare and evaluate model
+//! The command `prune`: inspect, diagnose, plan, compress, verify, compare and evaluate model
 //! checkpoints.
 
 mod args;
 mod commands;
 mod compress;
+mod diagnose;
 mod error;
 mod model;
 mod progress;

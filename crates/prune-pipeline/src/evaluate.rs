@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1, s};
-use prune_core::{BlockModel, Head, TensorSource};
+use prune_core::{BlockModel, Head, Objective, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -95,6 +95,45 @@ pub fn evaluate(
         seconds,
         tokens_per_second: tokens as f64 / seconds,
     })
+}
+
+/// The mean negative log-likelihood of a token on calibration windows, as an [`Objective`]: what
+/// zeroth-order scores perturb.
+///
+/// ```no_run
+/// # use prune_core::{Objective, TensorSource};
+/// # use prune_pipeline::{Calibration, CalibrationLoss};
+/// # fn f(calibration: &Calibration<'_>, weights: &dyn TensorSource) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut objective = CalibrationLoss::new(calibration, 8)?;
+/// let loss = objective.loss(weights)?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct CalibrationLoss<'a> {
+    model: &'a dyn BlockModel,
+    windows: TokenWindows,
+}
+
+impl<'a> CalibrationLoss<'a> {
+    /// The loss on the first `windows` windows, or on all when there are fewer.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for windows of fewer than two tokens.
+    pub fn new(calibration: &Calibration<'a>, windows: usize) -> Result<Self> {
+        if calibration.windows().length() < 2 {
+            return Err(Error::plan("windows", "one token is too short; predictions need two"));
+        }
+        Ok(Self { model: calibration.model(), windows: calibration.windows().first(windows) })
+    }
+}
+
+impl Objective for CalibrationLoss<'_> {
+    fn loss(&mut self, weights: &dyn TensorSource) -> prune_core::Result<f64> {
+        let subject = Weighted { model: self.model, weights };
+        let found = evaluate(subject, &self.windows, None)
+            .map_err(|e| prune_core::Error::external("the calibration loss", e))?;
+        Ok(found.perplexity.ln())
+    }
 }
 
 /// The last hidden states of all windows, and what turns them into logits.

@@ -25,7 +25,7 @@
 //! | proving it from disk | [`verify`], [`Verification`] |
 //! | proving it again from the source | [`rederive`] |
 //! | what changed between two checkpoints | [`diff()`], [`TensorDifference`] |
-//! | how good it still is | [`evaluate`], [`Evaluation`] |
+//! | how good it still is | [`evaluate`], [`Evaluation`], [`CalibrationLoss`] |
 //!
 //! The crate knows no tensor framework: a model is anything that implements
 //! [`prune_core::BlockModel`].
@@ -58,7 +58,7 @@ pub use calibrate::Calibration;
 pub use coverage::linear_layers;
 pub use diff::{Side, TensorDifference, diff};
 pub use error::{Error, Result};
-pub use evaluate::{Evaluation, Weighted, evaluate};
+pub use evaluate::{CalibrationLoss, Evaluation, Weighted, evaluate};
 pub use manifest::{FileRecord, MANIFEST, Manifest, PrunedRecord, TensorRecord};
 pub use memory::MemoryBudget;
 pub use plan::{Action, CalibrationShape, Plan, PlannedTensor, Totals};

@@ -1,14 +1,17 @@
 use std::collections::BTreeMap;
 
+use ndarray::ArrayView2;
 use prune_allocate::{ErrorCurve, Measured, Saliency, ScoreKind};
 use prune_core::{
     Budget, LayerId, LayerInfo, LayerStats, Needs, Pattern, Pruner, Scope, Seed, Target,
     TensorSource, round_to_pattern,
 };
-use prune_importance::OutlierDistribution;
+use prune_importance::{OutlierDistribution, Together, ZerothOrder};
+use prune_spectral::{Farms, Spectrum, TailFit};
 use rayon::prelude::*;
 
 use crate::calibrate::{Calibration, forward, observe};
+use crate::evaluate::CalibrationLoss;
 use crate::output_error::output_error;
 use crate::schedule::{measuring, statistics_bytes};
 use crate::{Error, Result};
@@ -22,6 +25,13 @@ pub(crate) struct Measurement<'a> {
     pub(crate) seed: Seed,
     pub(crate) calibration: Option<&'a Calibration<'a>>,
 }
+
+/// Rows and columns of the windows of FARMS: small enough to lie many times in the layers of models
+/// that a CPU runs.
+const FARMS_WINDOW: usize = 128;
+
+/// Windows of calibration data on which ECoFLaP measures the loss. Every block costs two passes.
+const ECOFLAP_WINDOWS: usize = 8;
 
 /// Sparsities at which error curves are measured.
 const SPARSITIES: [f64; 11] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
@@ -53,6 +63,15 @@ impl Measurement<'_> {
                 Ok(Measured::Scores(kept.collect()))
             }
             ScoreKind::ErrorCurve => self.error_curves(source, layers),
+            ScoreKind::Alpha => exponents(source, layers, |weight| {
+                Ok(TailFit::peak().fit(&Spectrum::of(weight)?)?.alpha)
+            }),
+            ScoreKind::WindowedAlpha => {
+                let farms = Farms::new(FARMS_WINDOW, 1.0).map_err(|e| self.spectral(e))?;
+                let farms = farms.fit(TailFit::peak());
+                exponents(source, layers, |weight| Ok(farms.measure(weight)?.alpha))
+            }
+            ScoreKind::ZerothOrder => self.zeroth_order(source, layers),
             other => Err(Error::recipe(
                 format!("the allocator `{}`", self.allocator),
                 format!("needs a measurement ({other:?}) that takes gradients; use it from Rust"),
@@ -64,6 +83,18 @@ impl Measurement<'_> {
         let what =
             || Error::NeedsCalibration { what: format!("the allocator `{}`", self.allocator) };
         self.calibration.ok_or_else(what)
+    }
+
+    fn spectral(&self, error: prune_spectral::Error) -> Error {
+        Error::Core(prune_core::Error::external(self.allocator, error))
+    }
+
+    /// ECoFLaP's score, by the loss on the first windows of the calibration data: two forward
+    /// passes a transformer block.
+    fn zeroth_order(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
+        let mut loss = CalibrationLoss::new(self.calibration()?, ECOFLAP_WINDOWS)?;
+        let score = ZerothOrder::default().with_together(Together::Block).with_seed(self.seed);
+        Ok(Measured::Scores(score.scores(layers, source, &mut [&mut loss])?))
     }
 
     fn not_observed(&self, layer: &LayerInfo) -> Error {
@@ -135,6 +166,24 @@ impl Measurement<'_> {
         }
         Ok(ErrorCurve::new(points)?)
     }
+}
+
+/// An exponent of each layer's spectrum, layers side by side; none for a layer with too few
+/// eigenvalues.
+fn exponents(
+    source: &dyn TensorSource,
+    layers: &[LayerInfo],
+    alpha: impl Fn(ArrayView2<'_, f32>) -> Result<f64, prune_spectral::Error> + Sync,
+) -> Result<Measured> {
+    let one = |layer: &LayerInfo| {
+        let weight = source.read_matrix(&layer.id.weight_name())?;
+        match alpha(weight.view()) {
+            Ok(alpha) => Ok(Some(alpha)),
+            Err(prune_spectral::Error::TooFewEigenvalues { .. }) => Ok(None),
+            Err(e) => Err(Error::Core(prune_core::Error::external(layer.id.as_str(), e))),
+        }
+    };
+    Ok(Measured::Exponents(layers.par_iter().map(one).collect::<Result<_>>()?))
 }
 
 /// OWL's outlier percentage of every block, on the dense model.

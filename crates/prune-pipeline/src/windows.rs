@@ -82,6 +82,12 @@ impl TokenWindows {
         &self.windows
     }
 
+    /// The first `count` windows, or all when there are fewer.
+    pub(crate) fn first(&self, count: usize) -> Self {
+        let windows = self.windows.iter().take(count.max(1)).cloned().collect();
+        Self { windows, length: self.length }
+    }
+
     /// Tokens of a window.
     pub fn length(&self) -> usize {
         self.length
