@@ -58,9 +58,6 @@ pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
         })
         .collect::<Result<_, Error>>()?;
     bar.finish();
-    if let Some(directory) = &args.plot {
-        plot(&checkpoint, &reports, args, directory)?;
-    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&reports))?);
     } else {

@@ -94,7 +94,7 @@ impl Measurement<'_> {
     fn zeroth_order(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
         let mut loss = CalibrationLoss::new(self.calibration()?, ECOFLAP_WINDOWS)?;
         let score = ZerothOrder::default().with_together(Together::Block).with_seed(self.seed);
-        Ok(Measured::Scores(score.scores(layers, source, &mut [&mut loss])?))
+        Ok(Measured::Scores(score.scores(layers, source, &mut [&mut loss], &mut |_, _| ())?))
     }
 
     fn not_observed(&self, layer: &LayerInfo) -> Error {

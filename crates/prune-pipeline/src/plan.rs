@@ -311,10 +311,27 @@ fn allocate(
     budget: &Budget,
     measurement: &Measurement<'_>,
 ) -> Result<Vec<usize>> {
+    let (name, parameter) = match name.split_once('=') {
+        None => (name, None),
+        Some((name, value)) => match value.trim().parse::<f64>() {
+            Ok(value) => (name.trim(), Some(value)),
+            Err(_) => {
+                let reason = format!("`{value}` is no number; expected such as `owl=0.08`");
+                return Err(Error::recipe(field, reason));
+            }
+        },
+    };
     let entry = prune_allocate::allocator(name).ok_or_else(|| {
         let known: Vec<&str> = prune_allocate::allocators().iter().map(|e| e.name).collect();
         Error::recipe(field, format!("`{name}` is unknown; known are {}", known.join(", ")))
     })?;
+    let entry = match (parameter, entry.parameter) {
+        (None, _) => entry,
+        (Some(value), Some(_)) => entry.with_parameter(value),
+        (Some(_), None) => {
+            return Err(Error::recipe(field, format!("`{name}` has no parameter")));
+        }
+    };
     let measured = measurement.measure(entry.score, source, layers, budget)?;
     let kept = entry.allocate(layers, &measured, budget)?;
     Ok(layers.iter().map(|l| kept.get(&l.id).map_or(0, |k| l.numel() - k)).collect())

@@ -61,7 +61,9 @@ pub struct Rule {
     /// `row`, `layer` or `global`; the method's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
-    /// How the rule's budget is divided over its layers: `uniform` (default), `er`, `erk`, `owl`.
+    /// How the rule's budget is divided over its layers: `uniform` (default), `erk`, `owl`, `farms`
+    /// and the other names of [`prune_allocate::allocators`]; one that can be tuned takes its
+    /// parameter after `=`, as `owl=0.08`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocate: Option<String>,
 }

@@ -162,6 +162,10 @@ fn recipes_that_cannot_be_meant_are_refused_and_leave_nothing() {
         (half().pattern("2:4").allocate("erk"), "nothing to allocate"),
         (half().allocate("best"), "`best` is unknown"),
         (half().allocate("owl"), "`owl` needs calibration data"),
+        (half().allocate("erk=0.1"), "`erk` has no parameter"),
+        (half().allocate("farms=much"), "`much` is no number"),
+        (half().allocate("farms=7"), "epsilon"),
+        (half().allocate("snip"), "takes gradients"),
         (Recipe::new("wanda").sparsity(0.5), "wanda needs calibration data"),
         (Recipe::new("random").sparsity(0.5).scope("global"), "unstructured magnitude only"),
     ] {
