@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use prune_checkpoint::Checkpoint;
 use prune_core::{LayerInfo, Seed, TensorSource};
@@ -188,7 +187,14 @@ fn print(reports: &[LayerReport]) {
     let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.3}"));
     println!(
         "{:<44} {:>13} {:>8} {:>16} {:>9} {:>11} {:>7} {:>8}",
-        "layer", "shape", "alpha", "95 % interval", "alpha-hat", "stable rank", "spikes", "sparsity"
+        "layer",
+        "shape",
+        "alpha",
+        "95 % interval",
+        "alpha-hat",
+        "stable rank",
+        "spikes",
+        "sparsity"
     );
     for r in reports {
         let shape = format!("{} x {}", r.layer.shape[0], r.layer.shape[1]);
@@ -206,9 +212,8 @@ fn print(reports: &[LayerReport]) {
         );
     }
     let means = block_means(reports);
-    let (low, high) = means
-        .values()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), a| (l.min(*a), h.max(*a)));
+    let (low, high) =
+        means.values().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), a| (l.min(*a), h.max(*a)));
     println!("\nmean alpha by block");
     for (block, alpha) in &means {
         let part = if high > low { (alpha - low) / (high - low) } else { 0.0 };

@@ -326,7 +326,7 @@ fn allocate(
         Error::recipe(field, format!("`{name}` is unknown; known are {}", known.join(", ")))
     })?;
     let entry = match (parameter, entry.parameter) {
-        (None, _) => entry,
+        (None, _) => *entry,
         (Some(value), Some(_)) => entry.with_parameter(value),
         (Some(_), None) => {
             return Err(Error::recipe(field, format!("`{name}` has no parameter")));

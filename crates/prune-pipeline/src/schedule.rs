@@ -311,7 +311,7 @@ mod tests {
     fn waves_keep_to_their_limits_and_lose_nothing() {
         assert_eq!(waves(&[3, 3, 3, 9, 1], 6, 10), [0..2, 2..3, 3..4, 4..5]);
         assert_eq!(waves(&[1; 5], 100, 2), [0..2, 2..4, 4..5]);
-        assert_eq!(waves(&[7], 1, 1), [0..1]);
+        assert_eq!(waves(&[7, 7], 1, 1), [0..1, 1..2]);
         assert!(waves(&[], 1, 1).is_empty());
     }
 }
