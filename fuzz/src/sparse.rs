@@ -70,7 +70,7 @@ where
     }
     assert!(matrix.nbytes() >= 2 * matrix.nnz());
     // The dense form is as large as the shape says: not to be made of just any shape.
-    if rows.saturating_mul(cols) > 1 << 12 {
+    if rows.max(1).saturating_mul(cols.max(1)) > 1 << 12 {
         return Outcome::Accepted;
     }
     let dense = matrix.to_dense();

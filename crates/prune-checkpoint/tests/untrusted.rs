@@ -318,4 +318,12 @@ fn write_seeds() {
     write("gguf", "valid-byte-level", &model("qwen2", 1).bytes());
     write("gguf", "valid-no-vocabulary", &model("qwen3", 2).bytes());
     write("gguf", "valid-every-block-type", &fixture("llama.gguf"));
+    // Pieces of which every prefix and suffix is a piece: each has a merge for each of its bytes.
+    let mut gguf = model("llama", 0);
+    let runs = |unit: &str, longest| (1..longest).map(|n| unit.repeat(n)).collect::<Vec<_>>();
+    let tokens = [runs("a", 257), runs("b", 257), runs("ab", 128), runs("▁", 85)].concat();
+    gguf.set("tokenizer.ggml.token_type", Meta::I32s(vec![1; tokens.len()]));
+    gguf.set("tokenizer.ggml.scores", Meta::F32s(vec![0.0; tokens.len()]));
+    gguf.set("tokenizer.ggml.tokens", Meta::Strs(tokens));
+    write("gguf", "edge-runs", &gguf.bytes());
 }

@@ -203,9 +203,10 @@ fn every_seed_is_accepted_or_refused_as_its_name_says() {
 fn write_seeds() {
     for (name, _, encoders) in TARGETS {
         for (i, encode) in encoders.iter().enumerate() {
-            for (rows, cols) in [(0, 1), (1, 1), (2, 3)] {
+            for (kind, rows, cols) in [("edge", 0, 1), ("valid", 1, 1), ("valid", 2, 3)] {
                 let parts = encode(&matrix(rows, cols, 1));
-                corpus::write(HERE, name, &format!("valid-{i}-{rows}x{cols}"), &parts.bytes());
+                let file = format!("{kind}-{i}-{rows}x{cols}");
+                corpus::write(HERE, name, &file, &parts.bytes());
             }
         }
     }
