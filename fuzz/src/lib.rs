@@ -10,5 +10,7 @@ pub mod checkpoint;
 pub mod corpus;
 pub mod damage;
 pub mod damage_text;
+pub mod parts;
 pub mod pipeline;
+pub mod quantized;
 pub mod sparse;

@@ -89,14 +89,13 @@ pub fn plan(input: &[u8]) -> Outcome {
     };
     with_models(|models| {
         let out = models.path("out");
-        let outcome = bounded(input, LIMIT, || match Plan::from_json(text) {
+        if out.exists() {
+            fs::remove_dir_all(&out).expect("it is ours");
+        }
+        bounded(input, LIMIT, || match Plan::from_json(text) {
             Ok(plan) => apply_and_verify(&models.source, &plan, &out),
             Err(e) => Outcome::refused(&e),
-        });
-        if out.exists() {
-            fs::remove_dir_all(out).expect("it is ours");
-        }
-        outcome
+        })
     })
 }
 

@@ -2,54 +2,13 @@
 
 use half::bf16;
 use ndarray::{Array1, Array2, Array3};
-use prune_core::{Bitmask, Bsr, Csr, Error, Mask, NmPacked, SparseMatrix};
+use prune_core::{Bitmask, BlockDiagonal, Bsr, Csr, Error, Mask, NmPacked, SparseMatrix};
 
 use crate::bounded::{Limit, Outcome, bounded};
+use crate::parts::Parts;
 
 /// A part is at most eight times as long in memory as here, and a check may copy one of them.
 const LIMIT: Limit = Limit { per_byte: 32, constant: 1 << 20 };
-
-/// Takes the numbers of an input one after the other; zeros after its end.
-struct Parts<'a>(&'a [u8]);
-
-impl Parts<'_> {
-    fn array<const N: usize>(&mut self) -> [u8; N] {
-        let (now, later) = self.0.split_at(self.0.len().min(N));
-        self.0 = later;
-        let mut bytes = [0; N];
-        bytes[..now.len()].copy_from_slice(now);
-        bytes
-    }
-
-    fn size(&mut self) -> usize {
-        u64::from_le_bytes(self.array()) as usize
-    }
-
-    /// The length of a list: small, since the input has to hold it.
-    fn len(&mut self) -> usize {
-        usize::from(u16::from_le_bytes(self.array())).min(self.0.len())
-    }
-
-    fn sizes(&mut self) -> Vec<usize> {
-        (0..self.len()).map(|_| self.size()).collect()
-    }
-
-    fn indices(&mut self) -> Vec<u32> {
-        (0..self.len()).map(|_| u32::from_le_bytes(self.array())).collect()
-    }
-
-    fn bytes(&mut self) -> Vec<u8> {
-        (0..self.len()).map(|_| self.array::<1>()[0]).collect()
-    }
-
-    /// The rest.
-    fn data(&mut self) -> Vec<bf16> {
-        self.0
-            .chunks(2)
-            .map(|b| bf16::from_le_bytes([b[0], b.get(1).copied().unwrap_or(0)]))
-            .collect()
-    }
-}
 
 /// Everything that a matrix which was accepted can be asked.
 fn accepted<M>(matrix: &M, again: impl FnOnce(Array2<bf16>, &Mask) -> Result<M, Error>) -> Outcome
@@ -156,6 +115,26 @@ pub fn bitmask(input: &[u8]) -> Outcome {
         }
         match Bitmask::from_parts(rows, cols, bits, offsets, data) {
             Ok(matrix) => accepted(&matrix, |d, mask| Bitmask::from_dense_masked(d.view(), mask)),
+            Err(e) => Outcome::refused(&e),
+        }
+    })
+}
+
+/// Rows, rows of a block, columns of a block, `data`.
+pub fn block_diagonal(input: &[u8]) -> Outcome {
+    bounded(input, LIMIT, || {
+        let mut parts = Parts(input);
+        let size = parts.size();
+        let [height, width] = parts.array::<2>().map(usize::from);
+        let mut data = parts.data();
+        let blocks = data.len().checked_div(height * width).unwrap_or(0);
+        data.truncate(blocks * height * width);
+        let data =
+            Array3::from_shape_vec((blocks, height, width), data).expect("it was cut to fit");
+        match BlockDiagonal::from_parts(size, data) {
+            Ok(matrix) => {
+                accepted(&matrix, |_, _| BlockDiagonal::from_parts(size, matrix.data().to_owned()))
+            }
             Err(e) => Outcome::refused(&e),
         }
     })

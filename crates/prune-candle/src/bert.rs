@@ -100,7 +100,8 @@ impl BertModel {
                 expected: format!("at most {most}, the positions of the model"),
             }));
         }
-        let rows = |table, what, rows: Vec<usize>| read_rows(weights, &self.name(table), what, rows);
+        let rows =
+            |table, what, rows: Vec<usize>| read_rows(weights, &self.name(table), what, rows);
         let ids = tokens.iter().map(|t| *t as usize).collect();
         let words = rows(WORDS, "token id", ids)?;
         let positions = rows(POSITIONS, "position", self.config.positions(tokens))?;
@@ -190,7 +191,8 @@ impl BertBlock {
         }
         let name = model.name(&format!("encoder.layer.{index}"));
         let linear = |role: &str| Linear::load(weights, format!("{name}.{role}"), true);
-        let norm = |role: &str| Norm::load(weights, &format!("{name}.{role}"), config.layer_norm_eps);
+        let norm =
+            |role: &str| Norm::load(weights, &format!("{name}.{role}"), config.layer_norm_eps);
         Ok(Self {
             query: linear("attention.self.query")?,
             key: linear("attention.self.key")?,

@@ -221,7 +221,8 @@ mod tests {
         let roberta = with(&[("model_type", json!("roberta")), ("pad_token_id", json!(1))]);
         let roberta = BertConfig::from_json(&roberta).unwrap();
         assert_eq!((roberta.positions(&[5, 1, 6]), roberta.max_tokens()), (vec![2, 1, 3], 22));
-        let short = with(&[("model_type", json!("roberta")), ("max_position_embeddings", json!(2))]);
+        let short =
+            with(&[("model_type", json!("roberta")), ("max_position_embeddings", json!(2))]);
         assert!(BertConfig::from_json(&short).is_err());
     }
 }

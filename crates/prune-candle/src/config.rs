@@ -200,9 +200,7 @@ pub(crate) fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<()> {
 pub(crate) fn refuse_quantized(quantization_config: Option<&Value>) -> Result<()> {
     match quantization_config {
         None => Ok(()),
-        Some(q) => {
-            Err(config("quantization_config", q, "nothing: decode the checkpoint first"))
-        }
+        Some(q) => Err(config("quantization_config", q, "nothing: decode the checkpoint first")),
     }
 }
 

@@ -40,7 +40,10 @@ struct Softmax {
 enum Sees {
     All,
     /// Query `first + row % queries` sees keys `0..=` itself.
-    Before { queries: usize, first: usize },
+    Before {
+        queries: usize,
+        first: usize,
+    },
 }
 
 impl CustomOp1 for Softmax {
@@ -235,7 +238,10 @@ mod tests {
     fn a_large_mean_does_not_spoil_the_norm() -> Result<()> {
         let x: Vec<f32> = (0..12).map(|i| 10_000.0 + (i % 4) as f32).collect();
         let x = Tensor::from_vec(x, (1, 12), &Device::Cpu)?;
-        let (scale, shift) = (Tensor::ones(12, candle_core::DType::F32, &Device::Cpu)?, Tensor::zeros(12, candle_core::DType::F32, &Device::Cpu)?);
+        let (scale, shift) = (
+            Tensor::ones(12, candle_core::DType::F32, &Device::Cpu)?,
+            Tensor::zeros(12, candle_core::DType::F32, &Device::Cpu)?,
+        );
         let got = layer_norm(&x, &scale, &shift, 1e-12)?.to_vec2::<f32>()?;
         for (i, got) in got[0].iter().enumerate() {
             let want = ((i % 4) as f64 - 1.5) / 1.25f64.sqrt();

@@ -55,9 +55,7 @@ impl Tokenizer {
         let (bare, framed) = (self.encode(text)?, self.encode_with_special(text)?);
         let start = framed.windows(bare.len().max(1)).position(|window| window == bare);
         match start {
-            Some(start) => {
-                Ok((framed[..start].to_vec(), framed[start + bare.len()..].to_vec()))
-            }
+            Some(start) => Ok((framed[..start].to_vec(), framed[start + bare.len()..].to_vec())),
             None => Err(Error::Tokenizer(format!(
                 "`{text}` is {bare:?} alone, but {framed:?} with special tokens; expected the same \
                  tokens between them"

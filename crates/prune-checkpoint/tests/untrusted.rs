@@ -15,6 +15,9 @@ mod damage;
 mod damage_text;
 mod gguf_builder;
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use damage::{Edit, number, place};
 use gguf_builder::{Gguf, Meta};
 use proptest::collection::vec;
@@ -27,9 +30,14 @@ fn edits(most: usize) -> impl Strategy<Value = Vec<Edit>> {
     vec(any::<Edit>(), 0..most)
 }
 
+/// The seeds of every target, read once.
+static SEEDS: LazyLock<BTreeMap<&str, Vec<Vec<u8>>>> = LazyLock::new(|| {
+    let contents = |target| corpus::seeds(HERE, target).into_iter().map(|(_, bytes)| bytes);
+    ["safetensors", "index", "gguf"].map(|target| (target, contents(target).collect())).into()
+});
+
 fn seed(target: &str, index: Index) -> Vec<u8> {
-    let seeds = corpus::seeds(HERE, target);
-    seeds[index.index(seeds.len())].1.clone()
+    index.get(&SEEDS[target]).clone()
 }
 
 /// Bits of JSON, put together at random.

@@ -1,4 +1,4 @@
-//! Sparse matrices from damaged and hostile parts: an error or a sound matrix, never a panic, and
+//! Sparse and quantised matrices from damaged and hostile parts: an error or a sound matrix, never a panic, and
 //! no more memory than the parts justify. The functions under test are the fuzz targets of `fuzz/`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub, dead_code)]
 
@@ -8,6 +8,10 @@ mod bounded;
 mod corpus;
 #[path = "../../../fuzz/src/damage.rs"]
 mod damage;
+#[path = "../../../fuzz/src/parts.rs"]
+mod parts;
+#[path = "../../../fuzz/src/quantized.rs"]
+mod quantized;
 #[path = "../../../fuzz/src/sparse.rs"]
 mod sparse;
 
@@ -17,7 +21,7 @@ use half::bf16;
 use ndarray::Array2;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use prune_core::{Bitmask, Bsr, Csr, NmPacked, Seed};
+use prune_core::{Bitmask, BlockDiagonal, Bsr, Csr, NmPacked, Seed, pack_dense};
 
 const HERE: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -136,14 +140,65 @@ fn bitmask(dense: &Array2<bf16>) -> Parts {
     parts.sizes(&offsets).data(&data)
 }
 
+/// Blocks of three, the last cut off by the end of the matrix.
+fn block_diagonal(dense: &Array2<bf16>) -> Parts {
+    let size = dense.nrows().max(1);
+    let mut data = BlockDiagonal::identity(size, 3).unwrap().into_data();
+    data.iter_mut().zip(dense).filter(|(d, _)| **d != bf16::ZERO).for_each(|(d, v)| *d = *v);
+    let (_, block, _) = data.dim();
+    Parts::default().size(size).byte(block).byte(block).data(&data)
+}
+
+/// Four bits in groups of two with whole zero points, and for every other matrix an order of
+/// groups and column scales.
+fn int4(dense: &Array2<bf16>) -> Parts {
+    let (rows, cols) = dense.dim();
+    let (groups, more) = (cols / 2, rows % 8 == 4);
+    let head = [0, 4, 2, 1, 1].into_iter().fold(Parts::default(), Parts::byte).size(2);
+    let present = if more { 1 | 4 | 8 } else { 1 };
+    let mut parts = [rows, cols, rows, groups, present].into_iter().fold(head, Parts::byte);
+    let float = |v: f32| v.to_le_bytes().to_vec();
+    parts.0.extend(dense.iter().map(|v| vec![(v.to_f32().abs() * 15.0) as u8]));
+    parts.0.extend((0..rows * groups).map(|i| float(0.5 + i as f32)));
+    parts.0.extend((0..rows * groups).map(|i| float((i % 16) as f32)));
+    if more {
+        let index: Vec<u32> = (0..cols as u32).map(|c| c % groups as u32).collect();
+        parts = parts.indices(&index);
+        parts.0.extend((0..cols).map(|c| float(1.0 + c as f32)));
+    }
+    parts
+}
+
+/// NVFP4: groups of 16, one scale for all.
+fn nvfp4(dense: &Array2<bf16>) -> Parts {
+    let (rows, cols) = dense.dim();
+    let groups = cols.div_ceil(16);
+    let head = [2, 0, 2, 0, 3].into_iter().fold(Parts::default(), Parts::byte).size(16);
+    let mut parts = [rows, cols, rows, groups, 2].into_iter().fold(head, Parts::byte);
+    parts.0.extend(dense.iter().map(|v| vec![(v.to_f32().abs() * 15.0) as u8]));
+    parts.0.extend((0..=rows * groups).map(|i| (1.0 + i as f32).to_le_bytes().to_vec()));
+    parts
+}
+
+fn packed_codes(dense: &Array2<bf16>) -> Parts {
+    let codes: Vec<u8> = dense.iter().map(|v| (v.to_f32().abs() * 7.0) as u8).collect();
+    let words = pack_dense(&codes, 3);
+    let mut parts = Parts::default().byte(0).byte(3).size(codes.len());
+    parts.0.extend(words.iter().map(|w| w.to_le_bytes().to_vec()));
+    parts
+}
+
 type Target = fn(&[u8]) -> Outcome;
 type Encoder = fn(&Array2<bf16>) -> Parts;
 
-const TARGETS: [(&str, Target, &[Encoder]); 4] = [
+const TARGETS: [(&str, Target, &[Encoder]); 7] = [
     ("csr", sparse::csr, &[csr]),
     ("bsr", sparse::bsr, &[bsr]),
     ("nm_packed", sparse::nm_packed, &[two_of_four, one_of_two]),
     ("bitmask", sparse::bitmask, &[bitmask]),
+    ("block_diagonal", sparse::block_diagonal, &[block_diagonal]),
+    ("quantized", quantized::quantized, &[int4, nvfp4]),
+    ("packed_codes", quantized::packed_codes, &[packed_codes]),
 ];
 
 fn edits(most: usize) -> impl Strategy<Value = Vec<Edit>> {
@@ -189,6 +244,10 @@ properties! {
     1: damaged_bsr_parts_are_refused_or_sound, any_bytes_as_bsr_parts_are_refused_or_sound;
     2: damaged_nm_parts_are_refused_or_sound, any_bytes_as_nm_parts_are_refused_or_sound;
     3: damaged_bitmask_parts_are_refused_or_sound, any_bytes_as_bitmask_parts_are_refused_or_sound;
+    4: damaged_diagonal_parts_are_refused_or_sound, any_bytes_as_diagonal_parts_are_refused_or_sound;
+    5: damaged_quantised_parts_are_refused_or_sound,
+        any_bytes_as_quantised_parts_are_refused_or_sound;
+    6: damaged_packed_codes_are_refused_or_sound, any_bytes_as_packed_codes_are_refused_or_sound;
 }
 
 #[test]

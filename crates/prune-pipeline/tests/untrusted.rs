@@ -14,6 +14,9 @@ mod damage_text;
 #[path = "../../../fuzz/src/pipeline.rs"]
 mod pipeline;
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use damage::Edit;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -25,9 +28,14 @@ fn edits(most: usize) -> impl Strategy<Value = Vec<Edit>> {
     vec(any::<Edit>(), 0..most)
 }
 
+/// The seeds of every target, read once.
+static SEEDS: LazyLock<BTreeMap<&str, Vec<Vec<u8>>>> = LazyLock::new(|| {
+    let contents = |target| corpus::seeds(HERE, target).into_iter().map(|(_, bytes)| bytes);
+    ["recipe", "plan", "manifest"].map(|target| (target, contents(target).collect())).into()
+});
+
 fn seed(target: &str, index: Index) -> Vec<u8> {
-    let seeds = corpus::seeds(HERE, target);
-    seeds[index.index(seeds.len())].1.clone()
+    index.get(&SEEDS[target]).clone()
 }
 
 /// Bits of YAML, put together at random.
