@@ -301,12 +301,17 @@ impl BlockModel for BertModel {
         self.config.hidden_size
     }
 
-    fn block_bytes(&self, tokens: usize) -> usize {
-        let weights: usize = specs(&self.config).iter().map(|s| s.rows * s.cols).sum();
+    fn block_bytes(&self) -> usize {
+        let sizes = specs(&self.config).map(|s| s.rows * s.cols);
+        // While the largest is loaded, its stored bytes stand beside its values.
+        4 * (sizes.iter().sum::<usize>() + sizes.into_iter().max().unwrap_or(0))
+    }
+
+    fn sample_bytes(&self, tokens: usize) -> usize {
         let c = &self.config;
         let activations = 8 * c.hidden_size + 2 * c.intermediate_size;
         let scores = 2 * c.num_attention_heads * TILE.min(tokens);
-        4 * (weights + tokens * (activations + scores))
+        4 * tokens * (activations + scores)
     }
 
     fn embed(&self, weights: &dyn TensorSource, tokens: &[u32]) -> prune_core::Result<Array2<f32>> {
