@@ -91,7 +91,7 @@ fn prune(
     let what = text.display().to_string();
     let windows = TokenWindows::sampled(&what, &tokens, length, WINDOWS, Seed::new(0))?
         .framed(&before, &after);
-    let calibration = Calibration { model, windows: &windows };
+    let calibration = Calibration::new(model, &windows);
     let dense = encode(model, source, tokenizer, &SENTENCES)?;
     println!(
         "{:<10} {:>9} {:>9} {:>9}   same as dense: least, mean",

@@ -88,10 +88,13 @@ pub fn plan(input: &[u8]) -> Outcome {
         return Outcome::Refused;
     };
     with_models(|models| {
-        let out = models.path("out");
-        if out.exists() {
-            fs::remove_dir_all(&out).expect("it is ours");
+        // Emptied first: an interrupted run leaves what it has done beside the output.
+        let work = models.path("work");
+        if work.exists() {
+            fs::remove_dir_all(&work).expect("it is ours");
         }
+        fs::create_dir(&work).expect("the directory is writable");
+        let out = work.join("out");
         bounded(input, LIMIT, || match Plan::from_json(text) {
             Ok(plan) => apply_and_verify(&models.source, &plan, &out),
             Err(e) => Outcome::refused(&e),

@@ -104,7 +104,15 @@ impl Manifest {
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(MANIFEST);
         let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path, source })?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|e| Error::plan(MANIFEST, e))?;
+        Self::from_json(&text)
+    }
+
+    /// The manifest that a JSON text states.
+    ///
+    /// # Errors
+    /// [`Error::Plan`].
+    pub fn from_json(text: &str) -> Result<Self> {
+        let manifest: Self = serde_json::from_str(text).map_err(|e| Error::plan(MANIFEST, e))?;
         if manifest.format != "prune-manifest/1" {
             let reason = format!("format `{}` is unknown", manifest.format);
             return Err(Error::plan(MANIFEST, reason));
