@@ -446,7 +446,7 @@ fn normal(rng: &mut ChaCha8Rng, count: usize, std: f64) -> Vec<f32> {
 /// Dropout with a seeded mask, so that a run can be repeated.
 enum Dropout {
     Off,
-    On { rate: f64, rng: ChaCha8Rng },
+    On { rate: f64, rng: Box<ChaCha8Rng> },
 }
 
 impl Dropout {
@@ -454,7 +454,7 @@ impl Dropout {
     fn seeded(args: &Args, step: usize, part: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
         rng.set_stream(((step as u64) << 32) | part as u64);
-        Self::On { rate: args.dropout, rng }
+        Self::On { rate: args.dropout, rng: Box::new(rng) }
     }
 
     fn apply(&mut self, x: Tensor) -> Result<Tensor> {

@@ -125,19 +125,14 @@ impl LlamaConfig {
         let qwen2 = raw.model_type == "qwen2";
         let heads = raw.num_attention_heads;
         let kv_heads = raw.num_key_value_heads.unwrap_or(heads);
-        for (field, value) in [
+        check_sizes(&[
             ("hidden_size", raw.hidden_size),
             ("intermediate_size", raw.intermediate_size),
             ("num_hidden_layers", raw.num_hidden_layers),
             ("num_attention_heads", heads),
             ("num_key_value_heads", kv_heads),
             ("vocab_size", raw.vocab_size),
-        ] {
-            // Sizes whose products could overflow are no model.
-            if value == 0 || value > 1 << 28 {
-                return Err(config(field, value, "between 1 and 2^28"));
-            }
-        }
+        ])?;
         if !heads.is_multiple_of(kv_heads) {
             return Err(config(
                 "num_key_value_heads",
@@ -194,6 +189,21 @@ impl LlamaConfig {
     }
 }
 
+/// An error naming the first size that is 0, or so large that products of sizes could overflow.
+pub(crate) fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| *size == 0 || *size > 1 << 28) {
+        None => Ok(()),
+        Some((field, size)) => Err(config(field, size, "between 1 and 2^28")),
+    }
+}
+
+pub(crate) fn refuse_quantized(quantization_config: Option<&Value>) -> Result<()> {
+    match quantization_config {
+        None => Ok(()),
+        Some(q) => Err(config("quantization_config", q, "nothing: decode the checkpoint first")),
+    }
+}
+
 fn refuse_unsupported(raw: &Raw) -> Result<()> {
     if let Some(act) = raw.hidden_act.as_deref()
         && act != "silu"
@@ -201,9 +211,7 @@ fn refuse_unsupported(raw: &Raw) -> Result<()> {
     {
         return Err(config("hidden_act", act, "`silu`"));
     }
-    if let Some(q) = &raw.quantization_config {
-        return Err(config("quantization_config", q, "nothing: decode the checkpoint first"));
-    }
+    refuse_quantized(raw.quantization_config.as_ref())?;
     if let Some(p) = raw.partial_rotary_factor
         && p != 1.0
     {
@@ -236,7 +244,7 @@ fn rope_scaling(json: Option<&Value>) -> Result<RopeScaling> {
     }
 }
 
-fn config(
+pub(crate) fn config(
     field: &'static str,
     found: impl std::fmt::Display,
     expected: impl Into<String>,

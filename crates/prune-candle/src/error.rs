@@ -7,8 +7,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A model family that this crate cannot run.
     #[error(
-        "model_type `{found}` is not supported; this crate runs {}",
-        crate::config::FAMILIES.join(", ")
+        "model_type `{found}` is not supported; this crate runs {} and, as encoders, {}",
+        crate::FAMILIES.join(", "),
+        crate::ENCODER_FAMILIES.join(", ")
     )]
     UnsupportedModel {
         /// `model_type` of `config.json`.

@@ -1,13 +1,13 @@
 use std::sync::{Arc, Mutex};
 
-use candle_core::{D, Device, Tensor};
+use candle_core::Tensor;
 use ndarray::{Array2, ArrayView2};
-use prune_core::{
-    Block, BlockModel, Head, LayerId, LayerInfo, Observer, TensorSource, check_finite, decode_f32,
-};
+use prune_core::{Block, BlockModel, Head, LayerId, LayerInfo, Observer, TensorSource};
 
+use crate::linear::{Linear, Spec};
 use crate::ops::{causal_softmax, swiglu};
 use crate::rope::rotary_tables;
+use crate::tensors::{Show, block_output, check, load, read_rows, to_array, to_tensor, with_view};
 use crate::{Error, LlamaConfig, Result};
 
 /// A Llama-family model as a [`BlockModel`]: one block's weights in memory at a time.
@@ -38,14 +38,6 @@ struct Rotary {
     tokens: usize,
     cos: Tensor,
     sin: Tensor,
-}
-
-/// A linear layer's place in a block, its shape and whether it has a bias.
-struct Spec {
-    role: &'static str,
-    rows: usize,
-    cols: usize,
-    bias: bool,
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -140,47 +132,6 @@ fn norms(config: &LlamaConfig) -> Vec<(&'static str, usize)> {
         norms.push(("self_attn.k_norm", config.head_dim));
     }
     norms
-}
-
-fn check(weights: &dyn TensorSource, name: &str, expected: &[usize]) -> Result<()> {
-    let info = weights.info(name)?;
-    if info.shape == expected {
-        return Ok(());
-    }
-    Err(Error::Core(prune_core::Error::Shape {
-        what: name.to_string(),
-        found: info.shape.clone(),
-        expected: expected.to_vec(),
-    }))
-}
-
-fn load(weights: &dyn TensorSource, name: &str) -> Result<Tensor> {
-    let shape = weights.info(name)?.shape.clone();
-    Ok(Tensor::from_vec(weights.read_f32(name)?, shape, &Device::Cpu)?)
-}
-
-struct Linear {
-    /// Shared between the layers that see the same input.
-    id: LayerId,
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    fn load(weights: &dyn TensorSource, name: String, bias: bool) -> Result<Self> {
-        let weight = load(weights, &format!("{name}.weight"))?;
-        let bias = if bias { Some(load(weights, &format!("{name}.bias"))?) } else { None };
-        Ok(Self { id: LayerId::new(name), weight, bias })
-    }
-
-    /// `x W^T + b` of `(tokens, in)`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
-    }
 }
 
 struct Norm {
@@ -350,15 +301,9 @@ impl LlamaBlock {
 
     fn output(&self, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>> {
         let (inner, residual) = self.run(hidden, &mut |_, _| Ok(()))?;
-        let out = to_array((residual + self.down.forward(&inner)?)?)?;
-        if let Some(values) = out.as_slice() {
-            check_finite(&format!("output of {}", self.name), values)?;
-        }
-        Ok(out)
+        block_output(&self.name, (residual + self.down.forward(&inner)?)?)
     }
 }
-
-type Show<'a> = dyn FnMut(&[&LayerId], &Tensor) -> Result<()> + 'a;
 
 impl Block for LlamaBlock {
     fn observe(
@@ -428,23 +373,9 @@ impl BlockModel for LlamaModel {
     fn embed(&self, weights: &dyn TensorSource, tokens: &[u32]) -> prune_core::Result<Array2<f32>> {
         self.check_length(tokens.len())?;
         self.rotary(tokens.len())?;
-        let info = weights.info(EMBEDDING)?;
-        let (rows, width) = info.matrix_shape()?;
-        let mut row = vec![0; width * info.dtype.size()];
-        let mut out = Vec::with_capacity(tokens.len() * width);
-        for &token in tokens {
-            let index = token as usize;
-            if index >= rows {
-                return Err(prune_core::Error::OutOfRange {
-                    what: "token id".to_string(),
-                    found: token.to_string(),
-                    expected: format!("below the vocabulary size {rows}"),
-                });
-            }
-            weights.read_at(EMBEDDING, index * row.len(), &mut row)?;
-            out.extend(decode_f32(EMBEDDING, info.dtype, &row)?);
-        }
-        check_finite(EMBEDDING, &out)?;
+        let ids = tokens.iter().map(|t| *t as usize);
+        let out = read_rows(weights, EMBEDDING, "token id", ids)?;
+        let width = self.config.hidden_size;
         Array2::from_shape_vec((tokens.len(), width), out)
             .map_err(|e| prune_core::Error::external(EMBEDDING, e))
     }
@@ -462,35 +393,4 @@ impl BlockModel for LlamaModel {
         let norm = Norm::load(weights, LAST_NORM, self.config.rms_norm_eps)?;
         Ok(Box::new(LlamaHead { norm, weight: load(weights, table)? }))
     }
-}
-
-fn to_tensor(matrix: ArrayView2<'_, f32>) -> Result<Tensor> {
-    let shape = matrix.dim();
-    let values = match matrix.as_slice() {
-        Some(values) => values.to_vec(),
-        None => matrix.iter().copied().collect(),
-    };
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-}
-
-fn to_array(tensor: Tensor) -> Result<Array2<f32>> {
-    let shape = (tensor.dim(0)?, tensor.dim(D::Minus1)?);
-    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-    Array2::from_shape_vec(shape, values)
-        .map_err(|e| Error::Core(prune_core::Error::external("hidden states", e)))
-}
-
-/// Shows a contiguous matrix without copying it.
-fn with_view<T>(tensor: &Tensor, f: impl FnOnce(ArrayView2<'_, f32>) -> Result<T>) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    if let candle_core::Storage::Cpu(cpu) = &*storage
-        && let Some((start, end)) = layout.contiguous_offsets()
-    {
-        let values = &cpu.as_slice::<f32>()?[start..end];
-        let view = ArrayView2::from_shape(tensor.dims2()?, values)
-            .map_err(|e| Error::Core(prune_core::Error::external("layer input", e)))?;
-        return f(view);
-    }
-    drop(storage);
-    f(to_array(tensor.clone())?.view())
 }

@@ -1,9 +1,9 @@
-//! The two fused operations of a block whose cost is an exponential an element.
+//! The fused operations of a block: softmax, SwiGLU and the norm of encoders.
 //!
 //! The exponential is our own: plain additions and multiplications that give the same bits on
 //! every platform, and that the compiler can vectorise.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 /// `e^x` for finite or infinite `x`, with a relative error below 2e-7; 0 below −87.
 ///
@@ -30,17 +30,25 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { p * scale }
 }
 
-/// Softmax over the last dimension of scores `(heads, group · queries, keys)` with a causal mask:
-/// query `first + row % queries` sees keys `0..=` itself. Scores are multiplied by `scale` first.
-struct CausalSoftmax {
-    queries: usize,
-    first: usize,
+/// Softmax over the last dimension of scores `(heads, rows, keys)`, multiplied by `scale` first.
+struct Softmax {
+    sees: Sees,
     scale: f32,
 }
 
-impl CustomOp1 for CausalSoftmax {
+/// Which keys a row of scores sees.
+enum Sees {
+    All,
+    /// Query `first + row % queries` sees keys `0..=` itself.
+    Before {
+        queries: usize,
+        first: usize,
+    },
+}
+
+impl CustomOp1 for Softmax {
     fn name(&self) -> &'static str {
-        "causal-softmax"
+        "attention-softmax"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -48,7 +56,10 @@ impl CustomOp1 for CausalSoftmax {
         let keys = layout.dims().last().copied().unwrap_or(1);
         let mut out = vec![0f32; scores.len()];
         for (r, (row, scores)) in out.chunks_mut(keys).zip(scores.chunks(keys)).enumerate() {
-            let seen = (self.first + r % self.queries + 1).min(keys);
+            let seen = match self.sees {
+                Sees::All => keys,
+                Sees::Before { queries, first } => (first + r % queries + 1).min(keys),
+            };
             let (row, scores) = (&mut row[..seen], &scores[..seen]);
             let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
             for (p, s) in row.iter_mut().zip(scores) {
@@ -94,6 +105,59 @@ impl CustomOp2 for SwiGlu {
     }
 }
 
+/// `(x - mean) / √(variance + eps) · scale + shift` over the last dimension.
+///
+/// candle's own takes the variance as the mean of the squares less the square of the mean, which
+/// cancels where the mean is far from zero.
+struct LayerNorm {
+    eps: f32,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        scale: &CpuStorage,
+        scale_layout: &Layout,
+        shift: &CpuStorage,
+        shift_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let x = contiguous(x, x_layout)?;
+        let (scale, shift) = (contiguous(scale, scale_layout)?, contiguous(shift, shift_layout)?);
+        let width = scale.len().max(1);
+        let mut out = vec![0f32; x.len()];
+        for (out, x) in out.chunks_mut(width).zip(x.chunks(width)) {
+            let mean = sum(x) / width as f32;
+            for (o, x) in out.iter_mut().zip(x) {
+                *o = x - mean;
+            }
+            let squares = squared_sum(out);
+            let inverse = 1.0 / (squares / width as f32 + self.eps).sqrt();
+            for ((o, scale), shift) in out.iter_mut().zip(scale).zip(shift) {
+                *o = *o * inverse * scale + shift;
+            }
+        }
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// The sum of the squares, in the lanes of [`sum`].
+fn squared_sum(values: &[f32]) -> f32 {
+    let mut lanes = [0f32; 8];
+    let (chunks, rest) = values.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane += v * v;
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|v| v * v).sum::<f32>()
+}
+
 fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let values = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets() {
@@ -102,14 +166,24 @@ fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
     }
 }
 
-/// See [`CausalSoftmax`].
+/// See [`Softmax`].
+pub(crate) fn softmax(scores: &Tensor, scale: f32) -> Result<Tensor> {
+    scores.apply_op1_no_bwd(&Softmax { sees: Sees::All, scale })
+}
+
+/// Softmax where no query sees a later key; see [`Sees::Before`].
 pub(crate) fn causal_softmax(
     scores: &Tensor,
     queries: usize,
     first: usize,
     scale: f32,
 ) -> Result<Tensor> {
-    scores.apply_op1_no_bwd(&CausalSoftmax { queries, first, scale })
+    scores.apply_op1_no_bwd(&Softmax { sees: Sees::Before { queries, first }, scale })
+}
+
+/// See [`LayerNorm`].
+pub(crate) fn layer_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f32) -> Result<Tensor> {
+    x.apply_op3_no_bwd(scale, shift, &LayerNorm { eps })
 }
 
 /// `silu(gate) · up`, element by element.
@@ -146,6 +220,33 @@ mod tests {
         assert_eq!(got[0][0][2], 0.0);
         let last = e(2.0) / (e(0.5) + e(-1.0) + e(2.0));
         assert!((f64::from(got[0][1][2]) - last).abs() < 1e-6);
+        Ok(())
+    }
+
+    #[test]
+    fn softmax_sees_every_key() -> Result<()> {
+        let scores = Tensor::new(&[[[1f32, 2.0, 3.0]]], &Device::Cpu)?;
+        let got = softmax(&scores, 0.5)?.to_vec3::<f32>()?;
+        let all: f64 = [0.5f64, 1.0, 1.5].iter().map(|x| x.exp()).sum();
+        for (got, x) in got[0][0].iter().zip([0.5f64, 1.0, 1.5]) {
+            assert!((f64::from(*got) - x.exp() / all).abs() < 1e-6);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_large_mean_does_not_spoil_the_norm() -> Result<()> {
+        let x: Vec<f32> = (0..12).map(|i| 10_000.0 + (i % 4) as f32).collect();
+        let x = Tensor::from_vec(x, (1, 12), &Device::Cpu)?;
+        let (scale, shift) = (
+            Tensor::ones(12, candle_core::DType::F32, &Device::Cpu)?,
+            Tensor::zeros(12, candle_core::DType::F32, &Device::Cpu)?,
+        );
+        let got = layer_norm(&x, &scale, &shift, 1e-12)?.to_vec2::<f32>()?;
+        for (i, got) in got[0].iter().enumerate() {
+            let want = ((i % 4) as f64 - 1.5) / 1.25f64.sqrt();
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} {want}");
+        }
         Ok(())
     }
 }

@@ -34,6 +34,35 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The token ids of `text` with the special tokens that the tokenizer puts around it: `[CLS]`
+    /// and `[SEP]` for BERT.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding =
+            self.0.encode_fast(text, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The special tokens that the tokenizer puts before and after a text; both empty when it
+    /// puts none.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when a text does not come out whole between them.
+    pub fn frame(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let text = "a";
+        let (bare, framed) = (self.encode(text)?, self.encode_with_special(text)?);
+        let start = framed.windows(bare.len().max(1)).position(|window| window == bare);
+        match start {
+            Some(start) => Ok((framed[..start].to_vec(), framed[start + bare.len()..].to_vec())),
+            None => Err(Error::Tokenizer(format!(
+                "`{text}` is {bare:?} alone, but {framed:?} with special tokens; expected the same \
+                 tokens between them"
+            ))),
+        }
+    }
+
     /// The text of token ids.
     ///
     /// # Errors

@@ -128,7 +128,7 @@ fn eval(
 ) -> Result<(), Error> {
     let checkpoint = open(model)?;
     let loaded = load(&checkpoint)?;
-    let windows = windows(text, &checkpoint, &loaded, length, &Wanted::First(count))?;
+    let windows = windows(text, &checkpoint, &*loaded, length, &Wanted::First(count))?;
     let base = match baseline {
         None => None,
         Some(name) => {
@@ -137,8 +137,8 @@ fn eval(
             Some((checkpoint, model))
         }
     };
-    let base = base.as_ref().map(|(weights, model)| Weighted { model, weights });
-    let subject = Weighted { model: &loaded, weights: &checkpoint };
+    let base = base.as_ref().map(|(weights, model)| Weighted { model: &**model, weights });
+    let subject = Weighted { model: &*loaded, weights: &checkpoint };
     let result = evaluate(subject, &windows, base)?;
     if as_json {
         println!("{}", serde_json::to_string_pretty(&result)?);

@@ -3,9 +3,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use prune_candle::LlamaModel;
 use prune_checkpoint::Checkpoint;
-use prune_core::{Seed, block_of};
+use prune_core::{BlockModel, Seed, block_of};
 use prune_pipeline::{
     Action, ApplyOptions, Calibration, MemoryBudget, Plan, Recipe, Schedule, TokenWindows, apply,
     verify,
@@ -22,7 +21,7 @@ use crate::verify::report_failures;
 struct Job {
     checkpoint: Checkpoint,
     recipe: Recipe,
-    calibration: Option<(LlamaModel, TokenWindows)>,
+    calibration: Option<(Box<dyn BlockModel>, TokenWindows)>,
     memory: MemoryBudget,
     spill: Option<PathBuf>,
 }
@@ -41,7 +40,7 @@ impl Job {
             Some(path) => {
                 let model = load(&checkpoint)?;
                 let wanted = Wanted::Drawn(data.samples, Seed::new(recipe.seed));
-                let windows = windows(path, &checkpoint, &model, data.seqlen, &wanted)?;
+                let windows = windows(path, &checkpoint, &*model, data.seqlen, &wanted)?;
                 Some((model, windows))
             }
         };
@@ -50,7 +49,7 @@ impl Job {
 
     fn calibration(&self) -> Option<Calibration<'_>> {
         self.calibration.as_ref().map(|(model, windows)| {
-            let calibration = Calibration::new(model, windows).memory(self.memory);
+            let calibration = Calibration::new(&**model, windows).memory(self.memory);
             match &self.spill {
                 Some(directory) => calibration.spill_to(directory),
                 None => calibration,

@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
-use prune_candle::{LlamaModel, Tokenizer};
+use prune_candle::{Tokenizer, load_model};
 use prune_checkpoint::Checkpoint;
-use prune_core::{BlockModel, Seed};
+use prune_core::{BlockModel, ModelKind, Seed};
 use prune_pipeline::TokenWindows;
 
 use crate::error::Error;
@@ -53,8 +53,8 @@ fn download(name: &str) -> Result<PathBuf, Error> {
 }
 
 /// The model that a checkpoint holds.
-pub(crate) fn load(checkpoint: &Checkpoint) -> Result<LlamaModel, Error> {
-    Ok(LlamaModel::new(&checkpoint.config()?, checkpoint)?)
+pub(crate) fn load(checkpoint: &Checkpoint) -> Result<Box<dyn BlockModel>, Error> {
+    Ok(load_model(&checkpoint.config()?, checkpoint)?)
 }
 
 /// Which windows of a text are wanted.
@@ -69,7 +69,7 @@ pub(crate) enum Wanted {
 pub(crate) fn windows(
     path: &Path,
     checkpoint: &Checkpoint,
-    model: &LlamaModel,
+    model: &dyn BlockModel,
     length: usize,
     wanted: &Wanted,
 ) -> Result<TokenWindows, Error> {
@@ -91,8 +91,15 @@ pub(crate) fn windows(
     tokenizer.check_fits(model.vocab_size())?;
     let tokens = tokenizer.encode(&text)?;
     let what = path.display().to_string();
-    Ok(match *wanted {
+    // An encoder reads a text between its special tokens, a decoder a piece of running text.
+    let (before, after) = match model.kind() {
+        ModelKind::Encoder => tokenizer.frame()?,
+        ModelKind::Decoder => (Vec::new(), Vec::new()),
+    };
+    let length = length.saturating_sub(before.len() + after.len());
+    let windows = match *wanted {
         Wanted::First(count) => TokenWindows::consecutive(&what, &tokens, length, count)?,
         Wanted::Drawn(count, seed) => TokenWindows::sampled(&what, &tokens, length, count, seed)?,
-    })
+    };
+    Ok(windows.framed(&before, &after))
 }

@@ -29,12 +29,12 @@ pub(crate) fn check_again(
         (Some(path), Some(shape)) => {
             let model = load(&source)?;
             let wanted = Wanted::Drawn(shape.samples, Seed::new(manifest.plan.recipe.seed));
-            let windows = windows(path, &source, &model, shape.seqlen, &wanted)?;
+            let windows = windows(path, &source, &*model, shape.seqlen, &wanted)?;
             Some((model, windows))
         }
         _ => None,
     };
-    let calibration = data.as_ref().map(|(m, w)| Calibration::new(m, w).memory(memory));
+    let calibration = data.as_ref().map(|(m, w)| Calibration::new(&**m, w).memory(memory));
     let bar = Bar::new(manifest.plan.tensors.len());
     let again =
         rederive(directory, &source, calibration.as_ref(), memory, &mut |done, _, name| {

@@ -127,6 +127,15 @@ pub enum Error {
     /// A budget that the layers cannot meet.
     #[error("infeasible budget: {0}")]
     Infeasible(String),
+    /// A model that predicts no token was asked for predictions.
+    #[error(
+        "`{model}` is an encoder: it has no output matrix and predicts no token, so that it has no \
+         perplexity; compare its hidden states or sentence embeddings instead"
+    )]
+    NoHead {
+        /// The family of the model.
+        model: String,
+    },
     /// A tensor that a source does not hold.
     #[error("no tensor named `{0}`")]
     UnknownTensor(String),

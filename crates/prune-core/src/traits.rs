@@ -184,12 +184,28 @@ pub trait Objective {
     fn loss(&mut self, weights: &dyn TensorSource) -> Result<f64>;
 }
 
+/// What a [`BlockModel`] is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum ModelKind {
+    /// Predicts the next token: a token sees those before it, and there is a [`Head`].
+    #[default]
+    Decoder,
+    /// Makes hidden states of a text: every token sees every other, the text has its special
+    /// tokens around it, and there is no [`Head`].
+    Encoder,
+}
+
 /// A transformer that runs one block at a time, with the inputs of its linear layers visible.
 ///
 /// Hidden states are `(tokens, width)` matrices of one sample, owned by the caller, so that it
 /// decides where they live. Weights come from the [`TensorSource`] that each call is given: the
 /// same model runs dense and pruned.
 pub trait BlockModel: Send + Sync {
+    /// Whether the model predicts tokens or makes hidden states of a text.
+    fn kind(&self) -> ModelKind {
+        ModelKind::Decoder
+    }
+
     /// The linear layers of every block that can be observed, in checkpoint order.
     fn layers(&self) -> &[LayerInfo];
 
@@ -231,7 +247,7 @@ pub trait BlockModel: Send + Sync {
     /// What turns the last hidden states into logits, with its weights in memory.
     ///
     /// # Errors
-    /// As [`BlockModel::load_block`].
+    /// As [`BlockModel::load_block`]; [`Error::NoHead`] for a [`ModelKind::Encoder`].
     fn load_head(&self, weights: &dyn TensorSource) -> Result<Box<dyn Head>>;
 }
 

@@ -1,7 +1,7 @@
 use std::time::Instant;
 
 use ndarray::{Array2, ArrayView1, s};
-use prune_core::{BlockModel, Head, Objective, TensorSource};
+use prune_core::{BlockModel, Head, ModelKind, Objective, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -47,7 +47,7 @@ const CHUNK: usize = 128;
 ///
 /// # Errors
 /// [`Error::Plan`] when the two vocabularies differ or a window has fewer than two tokens;
-/// [`Error::Core`].
+/// [`Error::Core`], with [`prune_core::Error::NoHead`] for an encoder.
 pub fn evaluate(
     subject: Weighted<'_>,
     windows: &TokenWindows,
@@ -144,6 +144,10 @@ struct Last {
 
 fn run(subject: Weighted<'_>, windows: &TokenWindows) -> Result<Last> {
     let Weighted { model, weights } = subject;
+    if model.kind() == ModelKind::Encoder {
+        // Refuses, before all blocks are run rather than after.
+        model.load_head(weights)?;
+    }
     let mut hidden = Calibration::new(model, windows).embed(weights, false)?;
     let at_once = rayon::current_num_threads();
     for index in 0..model.blocks() {

@@ -1,5 +1,5 @@
 use globset::{GlobBuilder, GlobMatcher};
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -181,6 +181,11 @@ impl Recipe {
     }
 }
 
+/// Bytes of a pattern: a class of a few bytes, such as `\pL`, takes thousands once it is parsed.
+const PATTERN_BYTES: usize = 2048;
+/// Bytes of a compiled regular expression, which a few bytes of pattern can ask for: `(a{99}){99}`.
+const COMPILED_BYTES: usize = 1 << 20;
+
 /// A glob or, after `re:`, a regular expression that must match the whole name.
 pub(crate) enum LayerMatcher {
     Glob(GlobMatcher),
@@ -189,8 +194,13 @@ pub(crate) enum LayerMatcher {
 
 impl LayerMatcher {
     pub(crate) fn new(pattern: &str) -> std::result::Result<Self, String> {
+        if pattern.len() > PATTERN_BYTES {
+            return Err(format!("{} bytes; at most {PATTERN_BYTES} make a pattern", pattern.len()));
+        }
         match pattern.strip_prefix("re:") {
-            Some(re) => Regex::new(&format!("^(?:{re})$"))
+            Some(re) => RegexBuilder::new(&format!("^(?:{re})$"))
+                .size_limit(COMPILED_BYTES)
+                .build()
                 .map(LayerMatcher::Regex)
                 .map_err(|e| e.to_string()),
             None => GlobBuilder::new(pattern)

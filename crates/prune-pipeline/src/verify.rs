@@ -90,7 +90,7 @@ fn check(
     let Ok(info) = checkpoint.info(&planned.name) else {
         return Ok(Some("is missing".into()));
     };
-    if info.shape != planned.shape || info.dtype.name() != planned.dtype {
+    if info.shape != planned.shape || planned.dtype.parse().ok() != Some(info.dtype) {
         return Ok(Some(format!(
             "is {} {:?}; planned as {} {:?}",
             info.dtype, info.shape, planned.dtype, planned.shape

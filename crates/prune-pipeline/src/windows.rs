@@ -77,6 +77,24 @@ impl TokenWindows {
         Self::consecutive(&path.display().to_string(), &tokens, cols, Some(count))
     }
 
+    /// The windows with the same tokens before and after each: an encoder reads a text between
+    /// its special tokens.
+    ///
+    /// ```
+    /// use prune_pipeline::TokenWindows;
+    /// let windows = TokenWindows::consecutive("text", &[5, 6, 7, 8], 2, None)?.framed(&[1], &[2]);
+    /// assert_eq!((windows.windows(), windows.length()), (&[vec![1, 5, 6, 2], vec![1, 7, 8, 2]][..], 4));
+    /// # Ok::<(), prune_pipeline::Error>(())
+    /// ```
+    #[must_use]
+    pub fn framed(mut self, before: &[u32], after: &[u32]) -> Self {
+        for window in &mut self.windows {
+            *window = [before, window, after].concat();
+        }
+        self.length += before.len() + after.len();
+        self
+    }
+
     /// The windows.
     pub fn windows(&self) -> &[Vec<u32>] {
         &self.windows

@@ -24,6 +24,11 @@ const UNUSED: i64 = 5;
 /// The longest piece, in bytes, whose merges are derived from scores: the work grows with the
 /// square of the length, and SentencePiece trains pieces of at most 16 characters by default.
 const LONGEST_PIECE: usize = 256;
+/// The most merges derived from scores for each token, and for a small vocabulary in all. Real
+/// vocabularies have two to three a token; one of pieces made of each other has as many as the
+/// longest piece has bytes, each as long as its piece.
+const MERGES_PER_TOKEN: usize = 16;
+const SMALL_MERGES: usize = 4096;
 
 /// The bytes of `tokenizer.json`; `None` when the file has no vocabulary.
 pub(super) fn rebuild(metadata: &Metadata) -> Result<Option<Vec<u8>>> {
@@ -135,6 +140,7 @@ impl<'m> Vocabulary<'m> {
             let id = *self.ids.get(text)?;
             matches!(self.kind(id), NORMAL | USER_DEFINED | UNUSED).then_some(id)
         };
+        let most = MERGES_PER_TOKEN.saturating_mul(self.tokens.len()).saturating_add(SMALL_MERGES);
         let mut merges: Vec<(f32, usize, usize, &str, &str)> = Vec::new();
         for (token, score) in self.tokens.iter().zip(scores) {
             if piece(token).is_none() {
@@ -156,6 +162,10 @@ impl<'m> Vocabulary<'m> {
             merges.extend(splits.into_iter().map(|(_, _, left, right)| {
                 (score, left.chars().count(), right.chars().count(), left, right)
             }));
+            if merges.len() > most {
+                let expected = format!("pieces that make at most {most} merges of each other");
+                return Err(metadata.wrong(TOKENS, expected));
+            }
         }
         merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2).cmp(&(a.1, a.2))));
         Ok(merges.into_iter().map(|(.., left, right)| format!("{left} {right}")).collect())
