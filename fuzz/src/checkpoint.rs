@@ -44,11 +44,10 @@ fn ask_everything(model: &Checkpoint) -> Outcome {
         assert_eq!(part, whole[start..]);
         assert!(model.read_at(&tensor.name, start + 1, &mut part).is_err() || part.is_empty());
     }
-    for error in [model.config().err(), model.tokenizer_json().err(), model.auxiliary_files().err()]
-    {
-        if let Some(e) = error {
-            Outcome::refused(&e);
-        }
+    let errors =
+        [model.config().err(), model.tokenizer_json().err(), model.auxiliary_files().err()];
+    for e in errors.into_iter().flatten() {
+        Outcome::refused(&e);
     }
     Outcome::Accepted
 }
