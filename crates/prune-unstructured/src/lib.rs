@@ -35,6 +35,7 @@
 //! [`global_magnitude_counts`] says how many weights each gives up.
 
 mod admm;
+mod armor;
 mod channel_norms;
 mod dsnot;
 mod global;
@@ -52,6 +53,10 @@ mod wanda;
 mod wanda_share;
 
 pub use admm::{Admm, Alps};
+pub use armor::{
+    AdamOptions, Armor, ArmorLayer, ArmorMethod, ArmorOptions, ArmorSolution, CoreRate, Fidelity,
+    GroupChoice, Keep, Patience, Precision, Schedule, armor,
+};
 pub use dsnot::{Dsnot, SignCheck};
 pub use global::global_magnitude_counts;
 pub use magnitude::Magnitude;
