@@ -64,6 +64,7 @@ fn adam(block: usize, rate: f64) -> ArmorOptions {
             schedule: Schedule::Constant,
         }),
         patience: Patience { iterations: 1000, relative: 0.0, absolute: 0.0 },
+        discrete_steps: 1,
         ..ArmorOptions::fast().block(block).choice(GroupChoice::Greedy)
     }
 }

@@ -2,7 +2,7 @@ use ndarray::{Array2, Zip};
 use rayon::prelude::*;
 
 use super::Precision;
-use super::discrete::Discrete;
+use super::discrete::{Discrete, scans};
 use super::group::{GroupStep, column_norms, grams_of_b};
 use super::options::{AdamOptions, CoreRate, GroupChoice, Schedule};
 use super::snapshot::{Core, Snapshot};
@@ -153,6 +153,7 @@ impl<T: Precision> Adam<T> {
         }
         let grid = state.grid;
         let grams = grams_of_b(&grid, &state.b, &state.importance);
+        let scans = scans(state, &grams, choice);
         let per_strip = grid.rows.block_range(0).len().max(1);
         let per_task = state.strips_per_task();
         let mut copies: Vec<Option<&mut [Core<T>]>> = match before {
@@ -182,6 +183,7 @@ impl<T: Precision> Adam<T> {
                             choice,
                             m: grid.m,
                             grams: &grams,
+                            scans: &scans,
                             importance: &state.importance,
                             a,
                             norms: &norms,
@@ -197,9 +199,7 @@ impl<T: Precision> Adam<T> {
                             let place = Place::new(&grid, task * per_task + s, j);
                             loss += products.forward(tile, &place, a, &state.b, &state.importance);
                             products.backward(&place, a, &state.b);
-                            for _ in 0..groups {
-                                loss += discrete.change_groups(tile, &place, products);
-                            }
+                            loss += discrete.change_groups(tile, &place, products, groups);
                             products.add_factor_gradients(
                                 tile,
                                 &place,

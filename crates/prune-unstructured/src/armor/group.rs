@@ -132,8 +132,8 @@ impl GroupStep {
             (0..m).map(|j| group.gram[i * m + j] * v[j]).sum()
         };
         let mut f = [0.0; MOST];
-        for i in 0..m {
-            f[i] = group.slope[i] - group.norm * times_gram(&group.values, i);
+        for (i, f) in f.iter_mut().enumerate().take(m) {
+            *f = group.slope[i] - group.norm * times_gram(&group.values, i);
         }
         let (damping, floor) = match self.guards {
             Guards::Relative => (0.0, 0.0),

@@ -9,6 +9,7 @@ mod layer;
 mod normalise;
 mod options;
 mod precision;
+mod scan;
 mod snapshot;
 mod solver;
 mod state;

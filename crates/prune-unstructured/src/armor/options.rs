@@ -23,6 +23,7 @@ pub struct ArmorOptions {
     /// Moves of A, B and the values in an iteration, at least 1.
     pub continuous_steps: usize,
     /// Groups that each pair of blocks changes in an iteration, one after the other.
+    /// [`GroupChoice::Exhaustive`] ranks them all once and takes as many from the top.
     pub discrete_steps: usize,
     /// When to give up before the last iteration.
     pub patience: Patience,
@@ -131,20 +132,23 @@ impl Default for ArmorOptions {
 }
 
 impl ArmorOptions {
-    /// Blocks of 16 and 300 iterations at learning rates that fit any width: minutes on a CPU for
-    /// a model of 135 million weights.
+    /// Blocks of 16, every group solved, 200 iterations at learning rates that fit any width:
+    /// minutes on a CPU for a model of 135 million weights.
+    ///
+    /// Solving every group costs a tenth of an iteration and replaces thousands of random tries:
+    /// the authors' choice of groups needs far more iterations for the same loss.
     pub fn fast() -> Self {
         Self {
             block: [16, 16],
             method: ArmorMethod::Adam(AdamOptions {
                 factor_rate: 1e-2,
-                core_rate: CoreRate::Relative(2e-2),
+                core_rate: CoreRate::Relative(0.1),
                 schedule: Schedule::Cosine(0.05),
             }),
-            choice: GroupChoice::Greedy,
-            iterations: 300,
+            choice: GroupChoice::Exhaustive,
+            iterations: 200,
             continuous_steps: 1,
-            discrete_steps: 1,
+            discrete_steps: 2,
             patience: Patience::default(),
             keep: Keep::Best,
             fidelity: Fidelity::Corrected,
@@ -164,6 +168,7 @@ impl ArmorOptions {
             }),
             choice: GroupChoice::GradientRandom,
             iterations: 20_000,
+            discrete_steps: 1,
             ..Self::fast()
         }
     }

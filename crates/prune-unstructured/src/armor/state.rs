@@ -109,6 +109,8 @@ pub(super) struct Place {
     pub(super) cols: Vec<(usize, std::ops::Range<usize>)>,
     /// The first column of the layer that the tile covers.
     pub(super) first_col: usize,
+    /// The tile's place in its strip.
+    pub(super) col_tile: usize,
 }
 
 impl Place {
@@ -119,6 +121,7 @@ impl Place {
             rows: grid.rows.blocks_of(i).map(|(block, at)| (block - first, at)).collect(),
             cols: grid.cols.blocks_of(j).collect(),
             first_col: grid.cols.tile(j).start,
+            col_tile: j,
         }
     }
 }

@@ -4,7 +4,7 @@ use prune_linalg::{Error, Result, cholesky, cholesky_solve, eigenvalues_symmetri
 use rayon::prelude::*;
 
 use super::Precision;
-use super::discrete::Discrete;
+use super::discrete::{Discrete, scans};
 use super::group::{GroupStep, column_norms, grams_of_b};
 use super::options::GroupChoice;
 use super::state::{Place, Products, State, Tile, sum, zeros_like};
@@ -190,6 +190,7 @@ fn move_core<T: Precision>(
 ) -> Result<f64> {
     let grid = state.grid;
     let grams = grams_of_b(&grid, &state.b, &state.importance);
+    let scans = scans(state, &grams, choice);
     let per_strip = grid.rows.block_range(0).len().max(1);
     let b_curvatures = match motion {
         Move::Gradient => inner.par_iter().map(largest_eigenvalue).collect::<Result<Vec<_>>>()?,
@@ -209,6 +210,7 @@ fn move_core<T: Precision>(
             choice,
             m: grid.m,
             grams: &grams,
+            scans: &scans,
             importance,
             a,
             norms: &norms,
@@ -229,10 +231,7 @@ fn move_core<T: Precision>(
                     at -= minimise_core(tile, &place, products, &outer, inner, core_steps);
                 }
             }
-            for _ in 0..groups {
-                at += discrete.change_groups(tile, &place, products);
-            }
-            loss += at;
+            loss += at + discrete.change_groups(tile, &place, products, groups);
         }
         Ok(loss)
     });
