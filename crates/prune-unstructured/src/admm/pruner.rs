@@ -92,9 +92,13 @@ impl Admm {
     fn schedule(&self, target: &Target<'_>, (rows, cols): (usize, usize), t: u32) -> Result<usize> {
         let left = 1.0 - f64::from(t + 1) / f64::from(self.gradual);
         let asked = (target.remove as f64 * (1.0 - left.powi(3)) + 1e-9) as usize;
-        match target.pattern {
-            Pattern::NM { .. } => Ok(asked),
-            other => round_to_pattern(target.layer.as_str(), other, rows, cols, asked),
+        match (target.pattern, target.scope) {
+            (Pattern::NM { .. }, _) => Ok(asked),
+            // The same count from every row, as in the released code, until all is asked for.
+            (Pattern::Unstructured, Scope::PerRow) if asked < target.remove => {
+                Ok(asked / rows * rows)
+            }
+            (other, _) => round_to_pattern(target.layer.as_str(), other, rows, cols, asked),
         }
     }
 
