@@ -4,7 +4,7 @@ use prune_core::{
     Target, check_target, round_to_pattern, selectable,
 };
 
-use super::splitting::Splitting;
+use super::splitting::{Splitting, splitting_bytes};
 use crate::gram_layer::{GramLayer, check_damping, check_weight};
 use crate::unit_layer::UnitLayer;
 
@@ -14,8 +14,7 @@ use crate::unit_layer::UnitLayer;
 /// Input channels are scaled to norm 1, so that absolute values are Wanda's scores. Of 20 iterations
 /// the first 15 choose the mask anew, at the sparsity `s · (1 − (1 − t/15)³)`; each then moves the
 /// weights towards the best fit and the pattern at once. ρ is 1, so one inverse serves all of them:
-/// the cheapest strong method. O(n³) in f64 once, and O(m·n²) in f32 an iteration. 12 bytes a weight
-/// and 28 a pair of channels at the peak.
+/// the cheapest strong method. O(n³) in f64 once, and O(m·n²) in f32 an iteration.
 ///
 /// Every pattern and scope is gradual: rows, blocks and channels by their own counts; N:M protects the
 /// n largest of each group and removes of the others, the smallest of the layer first.
@@ -123,6 +122,11 @@ impl Pruner for Admm {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // The weights and the state, two masks.
+        8 * rows * cols + rows * cols / 4 + splitting_bytes(rows, cols)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
