@@ -2,3 +2,5 @@
 //!
 //! - `wanda_select`: scoring, selecting and zeroing of a 4096 x 11008 matrix, next to the time to
 //!   copy it.
+//! - `sparsegpt`: methods that fit weights to outputs on 1024 x 1024, SparseGPT on 4096 x 4096, next
+//!   to a dense product.

@@ -250,6 +250,12 @@ impl Pruner for Dsnot {
         self.base.default_scope()
     }
 
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // A copy for the base, and on each thread the queues of a row.
+        let queues = 64 * cols * rayon::current_num_threads() + 16 * self.swaps.min(cols) * rows;
+        4 * rows * cols + self.base.workspace_bytes(rows, cols).max(queues)
+    }
+
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
         if matches!(pattern, Pattern::Block { .. } | Pattern::Channels) {
             return Err(Error::Unsupported {

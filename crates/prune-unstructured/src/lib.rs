@@ -1,8 +1,7 @@
-//! Pruners that keep the shape of a weight: magnitude, Wanda, random.
+//! Pruners that keep the shape of a weight: from magnitude to SparseGPT and ALPS.
 //!
-//! Each removes an exact number of weights of one layer, in place and without touching the others:
-//! by row, by layer, in N:M groups, in blocks or in whole columns
-//! ([`select`](prune_core::select) defines each). What differs is the score of a weight.
+//! Each removes an exact number of weights of one layer, in place: by row, by layer, in N:M groups,
+//! in blocks or in whole columns ([`select`](prune_core::select) defines each).
 //!
 //! ```
 //! use ndarray::array;
@@ -24,14 +23,36 @@
 //! # Ok::<(), prune_core::Error>(())
 //! ```
 //!
+//! Scores: the weights of lowest score go, the others stay as they are.
+//!
 //! | | score of a weight | needs |
 //! |---|---|---|
 //! | [`Magnitude`] | its absolute value | nothing |
 //! | [`Wanda`] | its absolute value times the norm of its input channel | column statistics |
+//! | [`WandaShare`] | the share of its row's Wanda scores up to its own | column statistics |
+//! | [`Ria`] | its share of row and column, times a power of that norm | column statistics |
+//! | [`NoWag`] | as Wanda, with rows and columns of the weight normalised | column statistics |
 //! | [`Random`] | a random number | nothing |
 //!
-//! [`PRUNERS`] lists them and [`pruner`] makes one by name. A score of your own takes one method:
-//! see [`ScorePruner`](prune_core::ScorePruner). Where all layers of a model compete,
+//! Fits: what stays makes up for what goes.
+//!
+//! | | how | needs |
+//! |---|---|---|
+//! | [`SparseGpt`] | column by column, later columns make up for earlier ones | Gram matrix |
+//! | [`Admm`] | gradual mask, weights fitted on the way | Gram matrix |
+//! | [`Alps`] | mask and weights together, then a fit | Gram matrix |
+//!
+//! Steps that take on the mask of any of them:
+//!
+//! | | what it does | needs |
+//! |---|---|---|
+//! | [`Dsnot`] | swaps weights until rows keep their mean output | column statistics |
+//! | [`Compensated`] | one pass of SparseGPT's updates | Gram matrix |
+//! | [`Refit`] | least squares on the support | Gram matrix |
+//!
+//! [`PRUNERS`] lists them and [`pruner`] makes one by name, `ria+refit` included. A score of your own
+//! takes one method: see [`ScorePruner`](prune_core::ScorePruner). [`permute_channels`] orders input
+//! channels so that N:M groups keep more. Where all layers of a model compete,
 //! [`global_magnitude_counts`] says how many weights each gives up.
 //!
 //! [`Armor`] is no pruner but a [`Factoriser`](prune_core::Factoriser): it puts an N:M core between

@@ -52,6 +52,11 @@ impl UnitLayer {
     }
 }
 
+/// Bytes of `copies` panels of f32 on every thread.
+pub(crate) fn panel_bytes(rows: usize, cols: usize, copies: usize) -> usize {
+    4 * copies * panel_rows(rows) * cols * rayon::current_num_threads()
+}
+
 /// Rows that one thread multiplies at a time: enough for products to pay, few enough for all
 /// threads to have some. A function of the shape, though no bit depends on it.
 pub(crate) fn panel_rows(rows: usize) -> usize {

@@ -4,7 +4,7 @@ use prune_core::{
     check_target, selectable,
 };
 
-use super::splitting::{Inverted, Splitting, largest};
+use super::splitting::{Inverted, Splitting, largest, splitting_bytes};
 use crate::gram_layer::{GramLayer, check_damping, check_weight};
 use crate::refit::conjugate_gradient;
 use crate::unit_layer::UnitLayer;
@@ -23,8 +23,7 @@ use crate::unit_layer::UnitLayer;
 /// O(m·n²) in f32 an iteration, of which there are 20 to 60. Where the released code takes one
 /// eigendecomposition for all ρ, this takes a Cholesky factor for each, which gives the same matrices
 /// sooner and with the same bits on any number of threads. A dead input channel, 0 on every token, is
-/// as loud as the damping makes it. 16 bytes a weight and 28 a pair of channels
-/// at the peak.
+/// as loud as the damping makes it.
 ///
 /// ```
 /// use ndarray::array;
@@ -167,6 +166,11 @@ impl Pruner for Alps {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // The weights, the state and the fitted weights, four masks; the last steps take no more.
+        12 * rows * cols + rows * cols / 2 + splitting_bytes(rows, cols)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {

@@ -4,7 +4,7 @@ use prune_core::{
     Target, check_target, round_to_pattern, selectable,
 };
 
-use super::splitting::Splitting;
+use super::splitting::{Splitting, splitting_bytes};
 use crate::gram_layer::{GramLayer, check_damping, check_weight};
 use crate::unit_layer::UnitLayer;
 
@@ -14,8 +14,7 @@ use crate::unit_layer::UnitLayer;
 /// Input channels are scaled to norm 1, so that absolute values are Wanda's scores. Of 20 iterations
 /// the first 15 choose the mask anew, at the sparsity `s · (1 − (1 − t/15)³)`; each then moves the
 /// weights towards the best fit and the pattern at once. ρ is 1, so one inverse serves all of them:
-/// the cheapest strong method. O(n³) in f64 once, and O(m·n²) in f32 an iteration. 12 bytes a weight
-/// and 28 a pair of channels at the peak.
+/// the cheapest strong method. O(n³) in f64 once, and O(m·n²) in f32 an iteration.
 ///
 /// Every pattern and scope is gradual: rows, blocks and channels by their own counts; N:M protects the
 /// n largest of each group and removes of the others, the smallest of the layer first.
@@ -92,9 +91,13 @@ impl Admm {
     fn schedule(&self, target: &Target<'_>, (rows, cols): (usize, usize), t: u32) -> Result<usize> {
         let left = 1.0 - f64::from(t + 1) / f64::from(self.gradual);
         let asked = (target.remove as f64 * (1.0 - left.powi(3)) + 1e-9) as usize;
-        match target.pattern {
-            Pattern::NM { .. } => Ok(asked),
-            other => round_to_pattern(target.layer.as_str(), other, rows, cols, asked),
+        match (target.pattern, target.scope) {
+            (Pattern::NM { .. }, _) => Ok(asked),
+            // The same count from every row, as in the released code, until all is asked for.
+            (Pattern::Unstructured, Scope::PerRow) if asked < target.remove => {
+                Ok(asked / rows * rows)
+            }
+            (other, _) => round_to_pattern(target.layer.as_str(), other, rows, cols, asked),
         }
     }
 
@@ -119,6 +122,11 @@ impl Pruner for Admm {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // The weights and the state, two masks.
+        8 * rows * cols + rows * cols / 4 + splitting_bytes(rows, cols)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {

@@ -4,7 +4,13 @@ use prune_core::{LayerId, Mask, Pattern, Result, Scope, Target, select};
 use rayon::prelude::*;
 
 use crate::gram_layer::factor;
-use crate::unit_layer::panel_rows;
+use crate::unit_layer::{panel_bytes, panel_rows};
+
+/// Bytes that inverting takes: the matrix, its shifted copy or factor, and three more while the
+/// inverse is made, all in f64; on every thread two panels of an iteration.
+pub(super) fn splitting_bytes(rows: usize, cols: usize) -> usize {
+    40 * cols * cols + panel_bytes(rows, cols, 2) + (2 << 20)
+}
 
 /// The state of an alternating direction method for
 /// `min ½ tr((W − W₀) G (W − W₀)ᵀ)` with W = D, where D has the pattern.
@@ -68,6 +74,7 @@ impl Splitting {
         gram: &Array2<f64>,
         rho: f64,
     ) -> Result<Inverted> {
+        self.pull = Array2::zeros((0, 0));
         // Scaled to a mean diagonal near 1, in which `factor` counts its steps.
         let scale = 1.0 + rho;
         let mut shifted = gram.clone();

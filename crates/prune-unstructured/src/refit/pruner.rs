@@ -8,7 +8,7 @@ use super::conjugate_gradient::conjugate_gradient;
 use super::exact;
 use crate::Wanda;
 use crate::gram_layer::{GramLayer, check_damping, check_weight};
-use crate::unit_layer::UnitLayer;
+use crate::unit_layer::{UnitLayer, panel_bytes};
 
 /// How [`Refit`] finds the weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -175,6 +175,20 @@ impl Pruner for Refit {
 
     fn default_scope(&self) -> Scope {
         self.base.default_scope()
+    }
+
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        let (weights, pairs) = (rows * cols, cols * cols);
+        let fit = match self.solver {
+            // The result; on each thread the part of the matrix, its factor and their copies.
+            Solver::Exact => 4 * weights + 28 * pairs * rayon::current_num_threads(),
+            // The result and the goal, both scaled; the matrix in f64 and in f32.
+            Solver::ConjugateGradient { .. } => {
+                8 * weights + 12 * pairs + panel_bytes(rows, cols, 4)
+            }
+        };
+        let base = self.base.workspace_bytes(rows, cols);
+        4 * weights + weights / 8 + base.max(fit) + (1 << 20)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {

@@ -38,6 +38,11 @@ impl Pruner for Compensated {
         self.base.default_scope()
     }
 
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        let update = self.update.workspace_bytes(rows, cols);
+        4 * rows * cols + self.base.workspace_bytes(rows, cols).max(update)
+    }
+
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
         self.base.supports(pattern, scope)
     }

@@ -9,6 +9,7 @@ use super::order::ColumnOrder;
 use super::removal::Removal;
 use super::sweep::{Sweep, Swept};
 use crate::gram_layer::{GramLayer, check_damping};
+use crate::unit_layer::panel_bytes;
 
 /// Removes weights column by column and lets the columns that follow make up for each: SparseGPT
 /// (Frantar and Alistarh 2023, arXiv 2301.00774).
@@ -27,7 +28,8 @@ use crate::gram_layer::{GramLayer, check_damping};
 ///
 /// The result does not depend on the number of threads. With N:M or a given mask it does not depend on
 /// the size of a block but for rounding. O(n³/3) in f64 for the factor and O(m·n²) in f32, where the
-/// weight is `m x n`; 16 bytes a pair of channels and 5 a weight at the peak.
+/// weight is `m x n`; 17 bytes a weight of a square layer at the peak, besides the weight and the Gram
+/// matrix.
 ///
 /// [`Fidelity::Released`] removes, of each block of an unstructured mask, everything up to the score at
 /// index `⌊sparsity · weights⌋` inclusive: one weight more than asked for, and its equals.
@@ -175,6 +177,15 @@ impl Pruner for SparseGpt {
 
     fn needs(&self) -> Needs {
         Needs::Gram
+    }
+
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        let (weights, pairs) = (rows * cols, cols * cols);
+        // The damped matrix, its factor and the tiles in which it is made; then the factor, the
+        // weights so far, what is carried to later columns, a flag for each weight, the mask.
+        let sweep = 8 * pairs + 9 * weights + weights / 8;
+        let block = 4 * self.block.min(cols) * (2 * rows + cols) + panel_bytes(rows, self.block, 1);
+        (20 * pairs).max(sweep + block) + (1 << 20)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
