@@ -1,3 +1,9 @@
 //! Quantizers for weights and KV caches, bit packing, and layer-wise bit widths.
 
-pub mod kv;
+mod double;
+mod grid;
+mod rtn;
+
+pub use double::{DoubleQuantized, double_quantize, dynamic_levels};
+pub use grid::{Family, MseSearch, MxScale, Range};
+pub use rtn::Rtn;
