@@ -69,16 +69,18 @@ fn nearest(x: f32) -> u8 {
 /// from 1e-6 up, twice as many levels as for the one below, evenly spaced, and 0 and 1.
 pub fn dynamic_levels() -> &'static [f32; 256] {
     static LEVELS: LazyLock<[f32; 256]> = LazyLock::new(|| {
-        let mut levels = vec![0.0, 1.0];
-        for decade in 0..7 {
+        let mut levels = vec![0.0f32, 1.0];
+        for decade in 0..7i32 {
             let count = 1 << decade;
-            let power = 10f64.powi(decade - 6);
+            let power = 10f64.powi(decade - 6) as f32;
+            // `torch.linspace` in f32: from both ends towards the middle, one rounding each.
+            let step = (1.0 - 0.1f32) / count as f32;
+            let edge = |i: i32| match 2 * i < count {
+                true => step.mul_add(i as f32, 0.1),
+                false => (-step).mul_add((count - i) as f32, 1.0),
+            };
             for i in 0..count {
-                // The middle of one of `count` equal parts of 0.1 to 1, computed in f32 as the
-                // reference does.
-                let edge = |i: i32| (0.1 + 0.9 * f64::from(i) / f64::from(count)) as f32;
-                let middle = (edge(i) + edge(i + 1)) / 2.0;
-                let level = (power * f64::from(middle)) as f32;
+                let level = power * ((edge(i) + edge(i + 1)) / 2.0);
                 levels.extend([level, -level]);
             }
         }
