@@ -6,4 +6,4 @@ mod matrix;
 
 pub(crate) use coder::{Coder, Params, Rules};
 pub use family::{Family, MseSearch, MxScale, Range};
-pub(crate) use matrix::{Input, round_matrix};
+pub(crate) use matrix::{Input, assemble, round_matrix};

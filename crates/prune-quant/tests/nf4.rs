@@ -1,4 +1,5 @@
 //! NF4 and its double quantisation against bitsandbytes 0.50.2.
+#![allow(clippy::unwrap_used, clippy::excessive_precision)]
 
 use approx::assert_relative_eq;
 use ndarray::Array2;
@@ -9,7 +10,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |mut crc, b| {
         crc ^= u32::from(*b);
         for _ in 0..8 {
-            crc = crc >> 1 ^ 0xedb8_8320 * (crc & 1);
+            crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
         }
         crc
     })
@@ -65,7 +66,16 @@ fn double_quantisation_matches_bitsandbytes() {
     let scales: Vec<f32> = m.scales().iter().copied().collect();
     let small = double_quantize(&scales);
     assert_eq!(small.codes[..8], [93, 163, 178, 191, 194, 197, 200, 202]);
-    assert_eq!(crc32(&small.codes), 0xfd52_c03c);
+    // On the CPU bitsandbytes misses the nearest level in two places; ours are nearer there.
+    let misses = [(351, 72, 73), (421, 123, 126)];
+    for (at, theirs, ours) in misses {
+        assert_eq!(small.codes[at], ours);
+        let scaled = (scales[at] - small.offset) / small.absmax[at / 256];
+        let off = |code: u8| (dynamic_levels()[usize::from(code)] - scaled).abs();
+        assert!(off(ours) < off(theirs));
+    }
+    let others = small.codes.iter().enumerate().filter(|(i, _)| misses.iter().all(|m| m.0 != *i));
+    assert_eq!(crc32(&others.map(|(_, c)| *c).collect::<Vec<_>>()), 0x239a_e813);
     assert_eq!(crc32(&packed(&m)), 0x51fb_05fd, "the codes of the weights");
 }
 

@@ -1,4 +1,5 @@
 //! Golden values of round-to-nearest, and what has to hold for all of it.
+#![allow(clippy::unwrap_used, clippy::excessive_precision)]
 
 use approx::assert_relative_eq;
 use ndarray::{Array2, array};

@@ -64,7 +64,7 @@ impl Hessian {
 
     /// Factors `H + λI` with the first λ from `damping` on, in steps of ten, for which that works.
     pub(super) fn factor(mut self, layer: &LayerId, damping: f64) -> Result<Factor> {
-        if !(damping >= 0.0 && damping <= LARGEST) {
+        if !(0.0..=LARGEST).contains(&damping) {
             return Err(Error::OutOfRange {
                 what: "damping of GPTQ".to_string(),
                 found: damping.to_string(),
