@@ -36,7 +36,7 @@
 //!
 //! [`QUANTIZERS`] lists them and [`quantizer`] makes one by name. Scales that belong to several
 //! layers are found by [`ScaleSearch::find`] and [`smooth_scales`] and folded by [`fold_scales`].
-//! The formats of files are in `prune-checkpoint`.
+//! KV caches and KVTuner are in [`kv`], the formats of files in `prune-checkpoint`.
 
 mod awq;
 mod double;
