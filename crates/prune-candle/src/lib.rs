@@ -22,6 +22,7 @@
 //! | vectors of texts | [`SentenceEncoder`], [`SentenceOptions`] |
 //! | tokens through a KV cache, generation | [`Decoder`], [`Feed`], [`KvOrder`], [`Generation`], [`Sampling`] |
 //! | what a KV cache costs in quality | [`KvText`], [`KvKind`], [`KvEvaluation`], [`RecallTask`], [`RecallBench`] |
+//! | fewest bits for a KV cache (KVTuner) | [`tune_kv`], [`KvTuneOptions`], [`KvTuneReport`] |
 //! | queries, keys and values of every layer | [`AttentionCapture`], [`LlamaModel::capture_attention`], [`LlamaModel::kv_errors`] |
 //! | text to token ids | [`Tokenizer`] |
 //! | what can go wrong | [`Error`], [`Result`] |
@@ -34,6 +35,7 @@ mod decoder;
 mod error;
 mod generate;
 mod kv_text;
+mod kv_tune;
 mod linear;
 mod llama;
 mod load_model;
@@ -52,6 +54,7 @@ pub use decoder::{Decoder, Feed, KvOrder};
 pub use error::{Error, Result};
 pub use generate::{Generation, Sampling};
 pub use kv_text::{KvEvaluation, KvKind, KvText};
+pub use kv_tune::{KvTuneOptions, KvTuneReport, tune_kv};
 pub use llama::LlamaModel;
 pub use load_model::load_model;
 pub use recall::{RecallBench, RecallOptions, RecallScore, RecallTask};
