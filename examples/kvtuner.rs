@@ -72,14 +72,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     print_profile(&errors, &space);
     lap("profiled");
 
-    // The judges: one pair for the search, one for the end.
+    // The judges: one for the search, one for the end.
     let length = PROMPT + PREDICTED + 1;
-    let judge = |text: &str, windows, seed, prompts| -> Result<Judge<'_>, Box<dyn Error>> {
-        let text = KvText::new(&decoder, &read(text, windows, length)?, PROMPT)?;
-        let options = RecallOptions { seed: Seed::new(seed), prompts, ..RecallOptions::default() };
-        Ok(Judge { text, recall: RecallTask::new(&tokenizer, &options)?, decoder: &decoder })
-    };
-    let judged = judge("train.txt", WINDOWS.0, 1, 4)?;
+    let windows = read("train.txt", WINDOWS.0, length)?;
+    let judged = Judge::new(&decoder, &tokenizer, &windows, 4, Seed::new(1))?;
     let bench = judged.bench()?;
     lap("prompts of the search have run");
     let search = KvSearch {
@@ -101,7 +97,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("tuning.json"), serde_json::to_string_pretty(&tuning)?)?;
 
     // Everything again on unseen text and questions, uniform caches beside it.
-    let unseen = judge("heldout.txt", WINDOWS.1, 2, 12)?;
+    let windows = read("heldout.txt", WINDOWS.1, length)?;
+    let unseen = Judge::new(&decoder, &tokenizer, &windows, 12, Seed::new(2))?;
     let bench = unseen.bench()?;
     let mut points = Vec::new();
     println!(
@@ -165,7 +162,19 @@ struct Score {
     bytes_per_token: f64,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    fn new(
+        decoder: &'a Decoder,
+        tokenizer: &Tokenizer,
+        windows: &[Vec<u32>],
+        prompts: usize,
+        seed: Seed,
+    ) -> prune_candle::Result<Self> {
+        let options = RecallOptions { seed, prompts, ..RecallOptions::default() };
+        let recall = RecallTask::new(tokenizer, &options)?;
+        Ok(Self { text: KvText::new(decoder, windows, PROMPT)?, recall, decoder })
+    }
+
     fn bench(&self) -> prune_candle::Result<RecallBench<'_>> {
         self.recall.prepare(self.decoder)
     }
@@ -237,9 +246,10 @@ fn draw(points: &[Point], path: &Path) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(path, (1000, 440)).into_drawing_area();
     root.fill(&WHITE)?;
     let halves = root.split_evenly((1, 2));
-    let panels: [(&str, &dyn Fn(&Score) -> f64); 2] = [
-        ("perplexity (lower is better)", &|s| s.perplexity),
-        ("recall, % (higher is better)", &|s| 100.0 * s.recall),
+    type Figure<'a> = (&'a str, &'a dyn Fn(&Score) -> f64);
+    let panels: [Figure<'_>; 2] = [
+        ("perplexity (lower is better)", &|s: &Score| s.perplexity),
+        ("recall, % (higher is better)", &|s: &Score| 100.0 * s.recall),
     ];
     // Sixteen bits are a line, not a point.
     let shown: Vec<&Point> = points.iter().filter(|p| p.bits < 10.0).collect();

@@ -76,7 +76,7 @@ impl Decoder {
             logits = self.next(tokens, cache, options.order)?;
         }
         loop {
-            let token = choice.of(&mut logits);
+            let token = choice.of(&logits);
             if options.stop.contains(&token) {
                 return Ok(out);
             }
@@ -123,7 +123,7 @@ impl Choice {
         Ok(Choice::Random { temperature, top_p, stream: seed.stream("generate") })
     }
 
-    fn of(&mut self, logits: &mut [f32]) -> u32 {
+    fn of(&mut self, logits: &[f32]) -> u32 {
         match self {
             Choice::Greedy => argmax(logits),
             Choice::Random { temperature, top_p, stream } => {

@@ -47,11 +47,14 @@ pub struct RecallTask {
     prompts: Vec<Prompt>,
 }
 
+/// The token ids of a question and of its answer.
+type Asked = (Vec<u32>, Vec<u32>);
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Prompt {
     context: Vec<u32>,
     /// Question and answer.
-    asked: Vec<(Vec<u32>, Vec<u32>)>,
+    asked: Vec<Asked>,
 }
 
 const ADJECTIVES: [&str; 16] = [
@@ -97,6 +100,10 @@ impl RecallTask {
                 // Encoded in parts, so that the answer has the same tokens everywhere.
                 let question = tokenizer.encode(&question)?;
                 let answer = tokenizer.encode(&format!(" {value}"))?;
+                if question.is_empty() || answer.is_empty() {
+                    let reason = format!("no tokens for `{value}` or for the question after it");
+                    return Err(Error::Tokenizer(reason));
+                }
                 context.extend(&question);
                 context.extend(&answer);
                 context.extend(tokenizer.encode(".\n")?);
@@ -188,7 +195,7 @@ impl RecallBench<'_> {
     pub fn evaluate(&self, kind: &KvKind) -> Result<RecallScore> {
         let filled: Vec<Box<dyn KvStore>> =
             self.caches.par_iter().map(|c| kind.filled(c)).collect::<Result<_>>()?;
-        let asked: Vec<(usize, &(Vec<u32>, Vec<u32>))> = self
+        let asked: Vec<(usize, &Asked)> = self
             .task
             .prompts
             .iter()

@@ -110,10 +110,10 @@ impl Attention {
         let values = to_array(rows.v.clone())?;
         if order == KvOrder::StoreFirst {
             cache.append(layer, keys.view(), values.view())?;
-            let seen = Seen { cache: Some((cache, layer)), own: None, first };
+            let seen = Seen { cache: Some((&*cache, layer)), own: None, first };
             return self.attend(&heads.q, &seen);
         }
-        let seen = Seen { cache: Some((cache, layer)), own: Some(&heads), first };
+        let seen = Seen { cache: Some((&*cache, layer)), own: Some(&heads), first };
         let mixed = self.attend(&heads.q, &seen)?;
         cache.append(layer, keys.view(), values.view())?;
         Ok(mixed)
