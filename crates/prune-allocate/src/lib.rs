@@ -38,6 +38,7 @@
 //! | [`CostAllocator`] | one value of a few for each group of layers, under any cost |
 //! | [`within_cost`] | any allocator under a cost other than weights |
 //! | [`owl_n_m`] | [`Owl`] for N:M patterns |
+//! | [`Lpvit`] | blocks of each layer under any cost, with or without power |
 
 mod alpha_pruning;
 mod cost;
@@ -48,6 +49,7 @@ mod fidelity;
 mod fill;
 mod groups;
 mod layers;
+mod lpvit;
 mod owl;
 mod registry;
 mod survivors;
@@ -60,6 +62,10 @@ pub use ecoflap::{Aggregate, Ecoflap};
 pub use erk::{Er, Erk, ErkPlus};
 pub use fidelity::Fidelity;
 pub use groups::Granularity;
+pub use lpvit::{
+    BlockCurve, BlockSolver, Lpvit, ReleasedBisection, ReleasedLayer, ReleasedSolution,
+    balanced_beta, multiplications,
+};
 pub use owl::{Owl, owl_n_m};
 pub use registry::{
     AllocatorEntry, Measured, Parameter, Saliency, ScoreKind, allocator, allocators,

@@ -19,7 +19,10 @@
 //! | score | of | reads |
 //! |---|---|---|
 //! | [`OutlierDistribution`] | a block | weights, input norms |
+//! | [`BlockRanking`] (LPViT) | rectangles of a weight | weights, gradients |
 
+mod lpvit;
 mod outlier;
 
+pub use lpvit::{BlockRanking, BlockScore, BlockTaylor, TaylorOrder};
 pub use outlier::{OutlierCount, OutlierDistribution};
