@@ -39,6 +39,8 @@
 //! | [`within_cost`] | any allocator under a cost other than weights |
 //! | [`owl_n_m`] | [`Owl`] for N:M patterns |
 //! | [`Lpvit`] | blocks of each layer under any cost, with or without power |
+//! | [`PreCrop`], [`Widths`] | layer densities and channel numbers of a network before training |
+//! | [`SamplingWeights`] | how often each block is trained (OwLore, LISA) |
 
 mod alpha_pruning;
 mod cost;
@@ -51,7 +53,9 @@ mod groups;
 mod layers;
 mod lpvit;
 mod owl;
+mod precrop;
 mod registry;
+mod sampling;
 mod survivors;
 mod uniform;
 
@@ -67,8 +71,13 @@ pub use lpvit::{
     balanced_beta, multiplications,
 };
 pub use owl::{Owl, owl_n_m};
+pub use precrop::{
+    ChannelNetwork, Channels, LayerCost, Limits, NetworkCost, PreCrop, Residual, Widths,
+    log_syn_exp, mobilenet_v2, resnet20, vgg16,
+};
 pub use registry::{
     AllocatorEntry, Measured, Parameter, Saliency, ScoreKind, allocator, allocators,
 };
+pub use sampling::{SamplingMode, SamplingWeights};
 pub use survivors::{Survivors, survivors};
 pub use uniform::{Uniform, UniformPlus};
