@@ -1,5 +1,5 @@
-use ndarray::{Array3, ArrayView2, ArrayViewMut2};
-use prune_core::{Csr, NmPacked, Result, SparseMatrix};
+use ndarray::{ArrayView2, ArrayViewMut2};
+use prune_core::{BlockDiagonal, Csr, NmPacked, Result, SparseMatrix};
 
 use crate::KernelPath;
 use crate::block_diagonal::BlockDiagonalKernel;
@@ -17,13 +17,14 @@ use crate::storage::Storage;
 ///
 /// ```
 /// use ndarray::array;
-/// use prune_core::NmPacked;
+/// use prune_core::{BlockDiagonal, NmPacked};
 /// use prune_kernels::{ArmorKernel, LinearOperator};
 ///
-/// let core = NmPacked::from_dense(array![[1.0f32, 0.0, 0.0, 2.0], [0.0, 3.0, 0.0, 0.0]].view(), 2, 4)?;
-/// let a = array![[[1.0, 1.0], [0.0, 1.0]]];
+/// let core = array![[1.0f32, 0.0, 0.0, 2.0], [0.0, 3.0, 0.0, 0.0]];
+/// let core = NmPacked::from_dense(core.view(), 2, 4)?;
+/// let a = BlockDiagonal::from_parts(2, array![[[1.0, 1.0], [0.0, 1.0]]])?;
 /// let b = array![[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]];
-/// let w = ArmorKernel::from_parts(a, &core, b)?;
+/// let w = ArmorKernel::new(a, &core, BlockDiagonal::from_parts(4, b)?)?;
 /// assert_eq!(w.matvec(&[1.0, 10.0, 100.0, 1000.0])?, [2013.0, 3.0]);
 /// # Ok::<(), prune_core::Error>(())
 /// ```
@@ -41,13 +42,13 @@ enum Core<T> {
 }
 
 impl<T: Storage> ArmorKernel<T> {
-    /// The operator of `a`, `(blocks, d, d)` over the rows, of `core`, and of `b` over the columns.
+    /// The operator of `a` over the rows of `core`, `core`, and `b` over its columns.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the columns of `a` are not as many as the rows of `core`, or its
-    /// columns not as many as the rows of `b`; as [`BlockDiagonalKernel::new`].
-    pub fn from_parts(a: Array3<T>, core: &NmPacked<T>, b: Array3<T>) -> Result<Self> {
-        let (a, b) = (BlockDiagonalKernel::new(a)?, BlockDiagonalKernel::new(b)?);
+    /// [`Error::Shape`](prune_core::Error::Shape) when `a` has not as many columns as `core` has
+    /// rows, or `b` not as many rows as `core` has columns; those of [`BlockDiagonalKernel`].
+    pub fn new(a: BlockDiagonal<T>, core: &NmPacked<T>, b: BlockDiagonal<T>) -> Result<Self> {
+        let (a, b) = (BlockDiagonalKernel::try_from(a)?, BlockDiagonalKernel::try_from(b)?);
         check_shape("columns of the first factor", &[a.cols()], &[core.rows()])?;
         check_shape("rows of the last factor", &[b.rows()], &[core.cols()])?;
         let core = if core.n_m() == (2, 4) {
@@ -62,7 +63,7 @@ impl<T: Storage> ArmorKernel<T> {
     /// The same matrix on another path.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when this processor does not have it.
+    /// [`Error::OutOfRange`](prune_core::Error::OutOfRange) when this processor does not have it.
     pub fn with_path(self, path: KernelPath) -> Result<Self> {
         let core = match self.core {
             Core::TwoOfFour(core) => Core::TwoOfFour(core.with_path(path)?),

@@ -153,12 +153,7 @@ fn expand_add<S: Simd, T: Storage>(
 
 impl<T: Storage> ElementRows for BitmaskKernel<T> {
     #[inline(always)]
-    fn row<S: Simd, const P: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        x: &[[[f32; 16]; P]],
-    ) -> [S::W; P] {
+    fn row<S: Simd, const P: usize>(&self, simd: S, row: usize, x: &[[[f32; 16]; P]]) -> [S::W; P] {
         // Two sums that do not wait for each other.
         let (mut even, mut odd) = ([simd.wide_splat(0.0); P], [simd.wide_splat(0.0); P]);
         let (bits, data) = self.elements(row);

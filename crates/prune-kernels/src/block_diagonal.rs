@@ -1,80 +1,96 @@
-use ndarray::{Array3, ArrayView2, ArrayViewMut2};
-use prune_core::{Bsr, Error, Result};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use prune_core::{BlockDiagonal, Bsr, Error, Result, SparseMatrix};
 
 use crate::KernelPath;
 use crate::bsr::BsrKernel;
-use crate::operator::LinearOperator;
+use crate::operator::{LinearOperator, check_matrices, check_vectors};
 use crate::storage::Storage;
 
-/// A block-diagonal matrix that multiplies fast: dense blocks of one shape, zeros elsewhere.
+/// A [`BlockDiagonal`] matrix that multiplies fast.
 ///
-/// Block `i` covers rows from `i · R` and columns from `i · C`. It is a [`BsrKernel`] with one
-/// block in each block row and is laid out as one.
+/// It is a [`BsrKernel`] with one block in each block row, and is laid out as one. A smaller last
+/// block is multiplied with its padding.
 ///
 /// ```
 /// use ndarray::array;
+/// use prune_core::BlockDiagonal;
 /// use prune_kernels::{BlockDiagonalKernel, LinearOperator};
 ///
-/// let blocks = array![[[1.0f32, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]];
-/// let a = BlockDiagonalKernel::new(blocks)?;
-/// assert_eq!(a.matvec(&[1.0, 10.0, 100.0, 1000.0])?, [21.0, 43.0, 6500.0, 8700.0]);
+/// let blocks = array![[[1.0f32, 2.0], [3.0, 4.0]], [[5.0, 0.0], [0.0, 0.0]]];
+/// let a = BlockDiagonalKernel::try_from(BlockDiagonal::from_parts(3, blocks)?)?;
+/// assert_eq!(a.matvec(&[1.0, 10.0, 100.0])?, [21.0, 43.0, 500.0]);
 /// # Ok::<(), prune_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct BlockDiagonalKernel<T>(BsrKernel<T>);
+pub struct BlockDiagonalKernel<T> {
+    size: usize,
+    /// Of whole blocks.
+    blocks: BsrKernel<T>,
+}
+
+impl<T: Storage> TryFrom<BlockDiagonal<T>> for BlockDiagonalKernel<T> {
+    type Error = Error;
+
+    /// # Errors
+    /// [`Error::InvalidSparse`] for blocks of 0 rows, or 2³² blocks or more.
+    fn try_from(matrix: BlockDiagonal<T>) -> Result<Self> {
+        let size = matrix.rows();
+        let (count, padded) = (matrix.blocks(), matrix.blocks() * matrix.block_size());
+        let data = matrix.into_data();
+        let indices = (0..count).map(|i| i as u32).collect();
+        let bsr = Bsr::from_parts(padded, padded, (0..=count).collect(), indices, data)?;
+        Ok(Self { size, blocks: BsrKernel::from(bsr) })
+    }
+}
 
 impl<T: Storage> BlockDiagonalKernel<T> {
-    /// The operator of `blocks`, `(blocks, R, C)`.
-    ///
-    /// # Errors
-    /// [`Error::InvalidSparse`] for blocks without extent, 2³² of them or more, or a value that is
-    /// NaN or infinite.
-    pub fn new(blocks: Array3<T>) -> Result<Self> {
-        let (count, height, width) = blocks.dim();
-        let size = |extent: usize| {
-            count.checked_mul(extent).ok_or_else(|| Error::InvalidSparse {
-                format: "block diagonal",
-                field: "shape",
-                reason: format!("{count} blocks of {height} x {width} exceed the address space"),
-            })
-        };
-        let (rows, cols) = (size(height)?, size(width)?);
-        let indices = (0..count).map(|i| i as u32).collect();
-        Bsr::from_parts(rows, cols, (0..=count).collect(), indices, blocks)
-            .map(|bsr| Self(BsrKernel::from(bsr)))
-    }
-
     /// The same matrix on another path.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] when this processor does not have it.
     pub fn with_path(self, path: KernelPath) -> Result<Self> {
-        self.0.with_path(path).map(Self)
+        Ok(Self { blocks: self.blocks.with_path(path)?, ..self })
     }
 }
 
 impl<T: Storage> LinearOperator for BlockDiagonalKernel<T> {
     fn rows(&self) -> usize {
-        self.0.rows()
+        self.size
     }
 
     fn cols(&self) -> usize {
-        self.0.cols()
+        self.size
     }
 
     fn nbytes(&self) -> usize {
-        self.0.nbytes()
+        self.blocks.nbytes()
     }
 
     fn path(&self) -> KernelPath {
-        self.0.path()
+        self.blocks.path()
     }
 
     fn matvec_into(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.0.matvec_into(x, y)
+        check_vectors(self, x, y)?;
+        let padded = self.blocks.rows();
+        if padded == self.size {
+            return self.blocks.matvec_into(x, y);
+        }
+        let mut whole = x.to_vec();
+        whole.resize(padded, 0.0);
+        y.copy_from_slice(&self.blocks.matvec(&whole)?[..self.size]);
+        Ok(())
     }
 
-    fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
-        self.0.matmul_into(x, y)
+    fn matmul_into(&self, x: ArrayView2<'_, f32>, mut y: ArrayViewMut2<'_, f32>) -> Result<()> {
+        check_matrices(self, &x, &y)?;
+        let padded = self.blocks.rows();
+        if padded == self.size {
+            return self.blocks.matmul_into(x, y);
+        }
+        let mut whole = Array2::zeros((padded, x.ncols()));
+        whole.slice_mut(s![..self.size, ..]).assign(&x);
+        y.assign(&self.blocks.matmul(whole.view())?.slice(s![..self.size, ..]));
+        Ok(())
     }
 }

@@ -189,21 +189,20 @@ impl<T: Storage> Job for RowVector<'_, T> {
         let (height, width) = (self.matrix.height, self.matrix.width);
         for (i, y) in self.y.iter_mut().enumerate() {
             let (start, block_cols, r) = self.matrix.blocks_of(self.first + i);
-            // The rest of the data, of which every `height * width` start a block's row.
-            let data = &self.data[(start * height + r) * width..];
             // Four blocks have a sum each, so that they do not wait for each other.
             let mut sums = [simd.splat(0.0); 4];
             let mut rest = 0.0;
             let (fours, ones) = block_cols.as_chunks::<4>();
             for (k, block_cols) in fours.iter().enumerate() {
                 for p in 0..4 {
-                    let w = &data[(4 * k + p) * height * width..][..width];
+                    let w = &self.data[((start + 4 * k + p) * height + r) * width..][..width];
                     let x = &self.x[block_cols[p] as usize * width..][..width];
                     sums[p] = dot_add(simd, w, x, sums[p], &mut rest);
                 }
             }
+            let start = start + 4 * fours.len();
             for (k, block_col) in ones.iter().enumerate() {
-                let w = &data[(4 * fours.len() + k) * height * width..][..width];
+                let w = &self.data[((start + k) * height + r) * width..][..width];
                 let x = &self.x[*block_col as usize * width..][..width];
                 sums[0] = dot_add(simd, w, x, sums[0], &mut rest);
             }
@@ -241,12 +240,7 @@ struct RowMajor<'a, T> {
 
 impl<T: Storage> ElementRows for RowMajor<'_, T> {
     #[inline(always)]
-    fn row<S: Simd, const P: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        x: &[[[f32; 16]; P]],
-    ) -> [S::W; P] {
+    fn row<S: Simd, const P: usize>(&self, simd: S, row: usize, x: &[[[f32; 16]; P]]) -> [S::W; P] {
         // Two sums that do not wait for each other.
         let (mut even, mut odd) = ([simd.wide_splat(0.0); P], [simd.wide_splat(0.0); P]);
         let (height, width) = (self.matrix.height, self.matrix.width);

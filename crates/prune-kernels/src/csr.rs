@@ -67,11 +67,8 @@ impl<T: Storage> LinearOperator for CsrKernel<T> {
     fn matvec_into(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
         check_vectors(self, x, y)?;
         // The instructions that gather take signed indices.
-        let selected = if i32::try_from(x.len()).is_ok() {
-            self.selected
-        } else {
-            Selected::portable()
-        };
+        let selected =
+            if i32::try_from(x.len()).is_ok() { self.selected } else { Selected::portable() };
         for_rows(y, rows_per_task(self, 1), |first, y| {
             selected.run(Gather { csr: &self.csr, first, x, y });
         });
@@ -136,12 +133,7 @@ impl<T: Storage> Job for Gather<'_, T> {
 
 impl<T: Storage> ElementRows for CsrKernel<T> {
     #[inline(always)]
-    fn row<S: Simd, const P: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        x: &[[[f32; 16]; P]],
-    ) -> [S::W; P] {
+    fn row<S: Simd, const P: usize>(&self, simd: S, row: usize, x: &[[[f32; 16]; P]]) -> [S::W; P] {
         // Two sums that do not wait for each other.
         let (mut even, mut odd) = ([simd.wide_splat(0.0); P], [simd.wide_splat(0.0); P]);
         let (start, end) = (self.csr.indptr()[row], self.csr.indptr()[row + 1]);

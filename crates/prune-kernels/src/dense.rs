@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use gemm::{Parallelism, gemm};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use prune_core::{Error, Result};
@@ -114,9 +116,7 @@ impl<T: Storage> LinearOperator for DenseKernel<T> {
             });
             return Ok(());
         }
-        for_row_panels(y, GEMM_ROWS, |first, y| {
-            multiply(&T::as_f32(self.row_data(first, y.nrows())), x, y);
-        });
+        multiply_panels(x, y, GEMM_ROWS, |first, rows| T::as_f32(self.row_data(first, rows)));
         Ok(())
     }
 }
@@ -228,14 +228,38 @@ impl<T: Storage> Few<'_, T> {
     }
 }
 
-/// Writes `Y = W X`, with as many rows of `w` as `y` has, on this thread.
-pub(crate) fn multiply(w: &[f32], x: ArrayView2<'_, f32>, mut y: ArrayViewMut2<'_, f32>) {
-    let ((rows, k), cols) = (y.dim(), x.nrows());
-    assert_eq!((w.len(), x.ncols()), (rows * cols, k), "a panel of the product");
-    let (y_strides, x_strides) = (y.strides().to_vec(), x.strides().to_vec());
-    // SAFETY: the pointers and strides are those of views of `rows x k` and `cols x k` and of a
-    // slice of `rows x cols` in row-major order, as just checked; `y` is borrowed mutably and
-    // overlaps nothing.
+/// Writes `Y = W X`, of which `panel(first, rows)` gives `rows` rows of `W`, a task each.
+///
+/// Always in one layout, for `gemm` sums in another order in others.
+pub(crate) fn multiply_panels<'a>(
+    x: ArrayView2<'_, f32>,
+    y: ArrayViewMut2<'_, f32>,
+    rows: usize,
+    panel: impl Fn(usize, usize) -> Cow<'a, [f32]> + Sync,
+) {
+    let x = x.as_standard_layout();
+    for_row_panels(y, rows, |first, mut y| {
+        let w = panel(first, y.nrows());
+        match y.as_slice_mut() {
+            Some(y) => multiply(&w, x.view(), y),
+            None => {
+                let mut product = vec![0.0; y.len()];
+                multiply(&w, x.view(), &mut product);
+                y.iter_mut().zip(product).for_each(|(y, v)| *y = v);
+            }
+        }
+    });
+}
+
+/// Writes `Y = W X` in row-major order, on this thread.
+fn multiply(w: &[f32], x: ArrayView2<'_, f32>, y: &mut [f32]) {
+    let (cols, k) = x.dim();
+    let rows = y.len() / k.max(1);
+    assert_eq!((w.len(), y.len()), (rows * cols, rows * k), "a panel of the product");
+    let (x_down, x_across) = (x.strides()[0], x.strides()[1]);
+    // SAFETY: the pointers are those of a slice of `rows x cols` and one of `rows x k`, both in
+    // row-major order as just checked, and of a view of `cols x k` with its strides; `y` is
+    // borrowed mutably and overlaps nothing.
     #[allow(unsafe_code)]
     unsafe {
         gemm(
@@ -243,15 +267,15 @@ pub(crate) fn multiply(w: &[f32], x: ArrayView2<'_, f32>, mut y: ArrayViewMut2<'
             k,
             cols,
             y.as_mut_ptr(),
-            y_strides[1],
-            y_strides[0],
+            1,
+            k as isize,
             false,
             w.as_ptr(),
             1,
             cols as isize,
             x.as_ptr(),
-            x_strides[1],
-            x_strides[0],
+            x_across,
+            x_down,
             0.0f32,
             1.0f32,
             false,

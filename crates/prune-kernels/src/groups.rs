@@ -1,16 +1,16 @@
-use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
-use prune_core::{Error, Result};
+use std::borrow::Cow;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
+use prune_core::{Error, Granularity, QuantizedMatrix, Result, ZeroPoint, pack_dense};
 
 use crate::activations::{Activations, Q8Block, ToBlocks};
-use crate::dense::multiply;
+use crate::dense::multiply_panels;
 use crate::operator::{
     LinearOperator, check_matrices, check_vectors, for_row_panels, rows_per_task,
 };
 use crate::simd::{Job, KernelPath, Selected, Simd};
 use crate::storage::Storage;
 use crate::tiles::columns;
-
-const FORMAT: &str = "grouped codes";
 
 /// Codes of 4 or 8 bits with a scale, and perhaps a zero point, for each group of columns: what
 /// RTN, GPTQ, AWQ and HQQ make, multiplied as it is packed.
@@ -20,8 +20,8 @@ const FORMAT: &str = "grouped codes";
 /// of compressed-tensors' `pack-quantized`, whose offset-binary codes these are.
 ///
 /// With [`Activations::F32`] a group adds `scale · (Σ code · x − zero · Σ x)`, where the sums of `x`
-/// are computed once for all rows. With [`Activations::Q8`] codes are multiplied as integers, and
-/// zero points subtracted as integers.
+/// are computed once for all rows. With [`Activations::Q8`] codes and zero points are multiplied as
+/// integers.
 ///
 /// ```
 /// use prune_kernels::{GroupKernel, GroupParts, LinearOperator};
@@ -52,7 +52,10 @@ pub struct GroupKernel<T> {
     /// Groups in a row.
     groups: usize,
     scales: Vec<T>,
-    zeros: Option<Vec<u8>>,
+    zeros: Option<Vec<T>>,
+    /// Where each element of the right-hand side comes from and by what it is multiplied, unless
+    /// nothing changes.
+    input: Option<Vec<(u32, f32)>>,
     activations: Activations,
     selected: Selected,
 }
@@ -72,8 +75,8 @@ pub struct GroupParts<T> {
     pub words: Vec<u32>,
     /// `⌈cols / group⌉` a row.
     pub scales: Vec<T>,
-    /// As many codes as scales; `2^(bits − 1)` everywhere where `None`.
-    pub zeros: Option<Vec<u8>>,
+    /// As many as scales, whole or not; `2^(bits − 1)` everywhere where `None`.
+    pub zeros: Option<Vec<T>>,
 }
 
 /// Right-hand sides for which codes are unpacked once.
@@ -86,12 +89,12 @@ impl<T: Storage> GroupKernel<T> {
     /// The operator of `parts`, with [`Activations::F32`].
     ///
     /// # Errors
-    /// [`Error::InvalidSparse`] naming the part at fault: another number of bits, a group that is
-    /// no multiple of 32 and ends inside a row, a length that does not fit, a scale that is NaN or
-    /// infinite, a zero point that is no code.
+    /// [`Error::InvalidQuantized`] naming the part at fault: another number of bits, a group that
+    /// is no multiple of 32 and ends inside a row, a length that does not fit, a scale or zero
+    /// point that is NaN or infinite.
     pub fn from_parts(parts: GroupParts<T>) -> Result<Self> {
         let GroupParts { rows, cols, bits, group, words, scales, zeros } = parts;
-        let invalid = |field, reason| Err(Error::InvalidSparse { format: FORMAT, field, reason });
+        let invalid = |field, reason| Err(Error::InvalidQuantized { field, reason });
         if bits != 4 && bits != 8 {
             return invalid("bits", format!("found {bits}, expected 4 or 8"));
         }
@@ -115,11 +118,10 @@ impl<T: Storage> GroupKernel<T> {
                 return invalid(field, format!("found length {found}, expected {expected}"));
             }
         }
-        if let Some(i) = scales.iter().position(|s| !s.is_finite()) {
-            return invalid("scales", format!("element {i} is {}; every value must be finite", scales[i]));
-        }
-        if let Some(zero) = zeros.iter().flatten().find(|z| u32::from(**z) >> bits != 0) {
-            return invalid("zeros", format!("found {zero}, expected a code of {bits} bits"));
+        for (field, values) in [("scales", Some(&scales)), ("zeros", zeros.as_ref())] {
+            if let Some(bad) = values.into_iter().flatten().find(|v| !v.is_finite()) {
+                return invalid(field, format!("found {bad}, expected finite numbers"));
+            }
         }
         let row_units = row_words.div_ceil(8);
         let mut units = vec![[0u32; 8]; rows * row_units];
@@ -138,6 +140,7 @@ impl<T: Storage> GroupKernel<T> {
             groups,
             scales,
             zeros,
+            input: None,
             activations: Activations::F32,
             selected: Selected::best(),
         })
@@ -178,10 +181,10 @@ impl<T: Storage> GroupKernel<T> {
     }
 
     #[inline(always)]
-    fn zero(&self, row: usize, group: usize) -> i32 {
+    fn zero(&self, row: usize, group: usize) -> f32 {
         match &self.zeros {
-            Some(zeros) => i32::from(zeros[row * self.groups + group]),
-            None => 1 << (self.bits - 1),
+            Some(zeros) => zeros[row * self.groups + group].one(),
+            None => (1u32 << (self.bits - 1)) as f32,
         }
     }
 
@@ -192,7 +195,7 @@ impl<T: Storage> GroupKernel<T> {
 
     /// Scales and zero points of the two halves of the units of a span.
     #[inline(always)]
-    fn halves(&self, row: usize, span: usize) -> [(f32, i32); 2] {
+    fn halves(&self, row: usize, span: usize) -> [(f32, f32); 2] {
         let last = self.groups - 1;
         let first = span * self.span() * self.unit();
         let of = |column: usize| {
@@ -208,9 +211,8 @@ impl<T: Storage> GroupKernel<T> {
 
     fn write(&self, x: &[f32], vectors: usize, mut y: ArrayViewMut2<'_, f32>) {
         let padded = self.padded_cols();
-        let inputs: Vec<Input> = (0..vectors)
-            .map(|j| Input::new(self, &x[j * padded..(j + 1) * padded]))
-            .collect();
+        let inputs: Vec<Input> =
+            (0..vectors).map(|j| Input::new(self, &x[j * padded..(j + 1) * padded])).collect();
         for (i, inputs) in inputs.chunks(TOGETHER).enumerate() {
             let first = i * TOGETHER;
             let y = y.slice_mut(s![.., first..first + inputs.len()]);
@@ -218,6 +220,87 @@ impl<T: Storage> GroupKernel<T> {
                 self.selected.run(Rows { matrix: self, first, inputs, y });
             });
         }
+    }
+}
+
+impl<T: Storage> TryFrom<&QuantizedMatrix> for GroupKernel<T> {
+    type Error = Error;
+
+    /// Integer codes of up to 4 bits are held in 4, of up to 8 in 8. Columns in another order than
+    /// that of their groups are sorted, and column scales divide the right-hand side.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedScheme`] for number formats that are not integers, groups that are no
+    /// multiple of 32 or cross rows, and groups of unequal size.
+    fn try_from(matrix: &QuantizedMatrix) -> Result<Self> {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let scheme = matrix.scheme();
+        let unsupported = |reason: &str| Error::UnsupportedScheme {
+            method: "the product with groups".to_string(),
+            scheme,
+            reason: reason.to_string(),
+        };
+        if !scheme.number.is_integer() {
+            return Err(unsupported("only integers can be multiplied; dequantise it"));
+        }
+        let group = match scheme.granularity {
+            Granularity::PerTensor | Granularity::PerChannel => cols.max(1),
+            Granularity::Group(n) => n,
+            Granularity::Flat(_) => return Err(unsupported("groups cross rows; dequantise it")),
+        };
+        if group < cols && !group.is_multiple_of(32) {
+            return Err(unsupported("groups have to be multiples of 32; dequantise it"));
+        }
+        let order = match matrix.group_index() {
+            Some(index) => {
+                let mut order: Vec<usize> = (0..cols).collect();
+                order.sort_by_key(|c| index[*c]);
+                if order.iter().enumerate().any(|(i, c)| index[*c] as usize != i / group) {
+                    return Err(unsupported("groups are of unequal size; dequantise it"));
+                }
+                Some(order)
+            }
+            None => None,
+        };
+        let bits = if scheme.number.bits() <= 4 { 4 } else { 8 };
+        let mut words = Vec::with_capacity(rows * (cols * bits).div_ceil(32));
+        for row in matrix.codes().outer_iter() {
+            let codes: Vec<u8> = match &order {
+                Some(order) => order.iter().map(|c| row[*c]).collect(),
+                None => row.to_vec(),
+            };
+            words.extend(pack_dense(&codes, bits as u32));
+        }
+        let groups = cols.div_ceil(group);
+        let each = |values: ArrayView2<'_, f32>| -> Vec<T> {
+            let at = |r, g| match scheme.granularity {
+                Granularity::PerTensor => values[[0, 0]],
+                _ => values[[r, g]],
+            };
+            (0..rows).flat_map(|r| (0..groups).map(move |g| T::narrow(at(r, g)))).collect()
+        };
+        let scales = match matrix.global_scale() {
+            Some(global) => each((&matrix.scales() / global).view()),
+            None => each(matrix.scales()),
+        };
+        let zeros = match (scheme.zero, matrix.zeros()) {
+            (ZeroPoint::Symmetric, _) | (_, None) => {
+                let middle = (1u32 << (scheme.number.bits() - 1)) as f32;
+                let stored = scheme.number.bits() as usize == bits;
+                (!stored).then(|| vec![T::narrow(middle); scales.len()])
+            }
+            (_, Some(zeros)) => Some(each(zeros)),
+        };
+        let mut kernel =
+            Self::from_parts(GroupParts { rows, cols, bits, group, words, scales, zeros })?;
+        if order.is_some() || matrix.column_scales().is_some() {
+            let input = (0..cols).map(|i| {
+                let c = order.as_ref().map_or(i, |order| order[i]);
+                (c as u32, matrix.column_scales().map_or(1.0, |s| s[c].recip()))
+            });
+            kernel.input = Some(input.collect());
+        }
+        Ok(kernel)
     }
 }
 
@@ -233,7 +316,7 @@ impl<T: Storage> LinearOperator for GroupKernel<T> {
     fn nbytes(&self) -> usize {
         size_of_val(&self.units[..])
             + size_of_val(&self.scales[..])
-            + self.zeros.as_ref().map_or(0, Vec::len)
+            + self.zeros.as_ref().map_or(0, |z| size_of_val(&z[..]))
     }
 
     fn path(&self) -> KernelPath {
@@ -242,7 +325,10 @@ impl<T: Storage> LinearOperator for GroupKernel<T> {
 
     fn matvec_into(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
         check_vectors(self, x, y)?;
-        let mut padded = x.to_vec();
+        let mut padded = match &self.input {
+            None => x.to_vec(),
+            Some(input) => input.iter().map(|(c, by)| x[*c as usize] * by).collect(),
+        };
         padded.resize(self.padded_cols(), 0.0);
         self.write(&padded, 1, ArrayViewMut1::from(y).insert_axis(Axis(1)));
         Ok(())
@@ -250,15 +336,26 @@ impl<T: Storage> LinearOperator for GroupKernel<T> {
 
     fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
         check_matrices(self, &x, &y)?;
+        let ordered;
+        let x = match &self.input {
+            None => x,
+            Some(input) => {
+                ordered = Array2::from_shape_fn(x.dim(), |(r, c)| {
+                    let (from, by) = input[r];
+                    x[[from as usize, c]] * by
+                });
+                ordered.view()
+            }
+        };
         if self.activations == Activations::F32 && x.ncols() >= MANY {
-            for_row_panels(y, rows_per_task(self, 1), |first, y| {
-                let mut w = vec![0.0; y.nrows() * self.cols];
+            multiply_panels(x, y, rows_per_task(self, 1), |first, rows| {
+                let mut w = vec![0.0; rows * self.cols];
                 if self.cols > 0 {
                     for (r, w) in w.chunks_exact_mut(self.cols).enumerate() {
                         self.selected.run(Dequantize { matrix: self, row: first + r, w });
                     }
                 }
-                multiply(&w, x, y);
+                Cow::Owned(w)
             });
             return Ok(());
         }
@@ -285,7 +382,7 @@ struct Unit {
     /// What meets the low nibbles (all bytes, for 8 bits) and the high nibbles.
     codes: [[i8; 32]; 2],
     /// The sums of the codes that each word meets.
-    sums: [i32; 8],
+    sums: [f32; 8],
     /// The scale of each word's codes.
     scales: [f32; 8],
 }
@@ -327,13 +424,13 @@ impl Input {
 impl Unit {
     fn of_bytes(block: Q8Block) -> Self {
         let Q8Block { codes, sums, scale, .. } = block;
-        Self { codes: [codes, [0; 32]], sums, scales: [scale; 8] }
+        Self { codes: [codes, [0; 32]], sums: sums.map(|s| s as f32), scales: [scale; 8] }
     }
 
     fn of_nibbles(blocks: &[Q8Block; 2]) -> Self {
         let [a, b] = blocks;
         let code = |c: usize| if c < 32 { a.codes[c] } else { b.codes[c - 32] };
-        let sum = |word: usize| (0..8).map(|i| i32::from(code(8 * word + i))).sum();
+        let sum = |word: usize| (0..8).map(|i| f32::from(code(8 * word + i))).sum();
         let codes = [0, 1].map(|odd| std::array::from_fn(|i| code(2 * i + odd)));
         let scales = std::array::from_fn(|word| if word < 4 { a.scale } else { b.scale });
         Self { codes, sums: std::array::from_fn(sum), scales }
@@ -432,7 +529,7 @@ impl<T: Storage> Rows<'_, T> {
             }
             let [(low, low_zero), (high, high_zero)] = self.matrix.halves(row, i);
             let scale = simd.halves(low, high);
-            let minus_zero = simd.halves(-low_zero as f32, -high_zero as f32);
+            let minus_zero = simd.halves(-low_zero, -high_zero);
             for j in 0..N {
                 let products = simd.add(even[j], odd[j]);
                 let shifted = simd.mul_add(minus_zero, simd.load(&sums[j][i]), products);
@@ -455,8 +552,9 @@ impl<T: Storage> Rows<'_, T> {
         for (i, units) in self.matrix.row_units(row).chunks(span).enumerate() {
             let [(low, low_zero), (high, high_zero)] = self.matrix.halves(row, i);
             let scale = simd.halves(low, high);
-            let offset = if BITS == 8 { 128 } else { 0 };
-            let zero = simd.halves_i32(low_zero - offset, high_zero - offset);
+            // Bytes are multiplied as signed ones, 128 below the codes.
+            let offset = if BITS == 8 { 128.0 } else { 0.0 };
+            let minus_zero = simd.halves(offset - low_zero, offset - high_zero);
             for (u, words) in units.iter().enumerate() {
                 let codes = simd.bytes(simd.load_u32(words));
                 for j in 0..N {
@@ -472,10 +570,11 @@ impl<T: Storage> Rows<'_, T> {
                         )
                     };
                     let products = simd.pairs_i16(pairs, simd.halves_i16(1, 1));
-                    let shift = simd.mul_i32(zero, simd.load_i32(&x.sums));
-                    let exact = simd.to_f32(simd.sub_i32(products, shift));
+                    // Exact for whole zero points: all of it is below 2^24.
+                    let sums = simd.load(&x.sums);
+                    let shifted = simd.mul_add(minus_zero, sums, simd.to_f32(products));
                     let scale = simd.mul(scale, simd.load(&x.scales));
-                    totals[j] = simd.mul_add(exact, scale, totals[j]);
+                    totals[j] = simd.mul_add(shifted, scale, totals[j]);
                 }
             }
         }
@@ -503,7 +602,7 @@ impl<T: Storage> Job for Dequantize<'_, T> {
             for (w, word) in w.chunks_mut(in_word).zip(words) {
                 for (place, w) in w.iter_mut().enumerate() {
                     let code = word >> (place * bits) & ((1u32 << bits) - 1);
-                    *w = scale * (code as i32 - zero) as f32;
+                    *w = scale * (code as f32 - zero);
                 }
             }
         }

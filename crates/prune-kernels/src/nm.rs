@@ -82,7 +82,8 @@ impl<T: Storage> TryFrom<&NmPacked<T>> for NmKernel<T> {
                     pair[0][i] = values[[row, 2 * g]];
                     pair[1][i] = values[[row, 2 * g + 1]];
                     let code = packed.indices()[row * stride + g / 2] >> (4 * (g % 2));
-                    word |= u32::from(code & 3) << (2 * i) | u32::from(code >> 2 & 3) << (16 + 2 * i);
+                    word |=
+                        u32::from(code & 3) << (2 * i) | u32::from(code >> 2 & 3) << (16 + 2 * i);
                 }
                 data.push(pair);
                 places.push(word);

@@ -99,11 +99,7 @@ pub(crate) fn check_shape(what: &str, found: &[usize], expected: &[usize]) -> Re
     if found == expected {
         return Ok(());
     }
-    Err(Error::Shape {
-        what: what.to_string(),
-        found: found.to_vec(),
-        expected: expected.to_vec(),
-    })
+    Err(Error::Shape { what: what.to_string(), found: found.to_vec(), expected: expected.to_vec() })
 }
 
 /// The least that a task reads of a matrix, so that starting it costs little beside it.

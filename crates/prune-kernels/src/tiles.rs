@@ -56,12 +56,7 @@ impl WideTiles {
 pub(crate) trait ElementRows: Sync {
     /// The sum of the products of each stored element `(row, c)` with `x[c]`. Must be
     /// `#[inline(always)]`.
-    fn row<S: Simd, const P: usize>(
-        &self,
-        simd: S,
-        row: usize,
-        x: &[[[f32; 16]; P]],
-    ) -> [S::W; P];
+    fn row<S: Simd, const P: usize>(&self, simd: S, row: usize, x: &[[[f32; 16]; P]]) -> [S::W; P];
 }
 
 /// `sums + w x`.
@@ -81,11 +76,7 @@ pub(crate) fn add_scaled<S: Simd, const P: usize>(
 
 /// `a + b`.
 #[inline(always)]
-pub(crate) fn add<S: Simd, const P: usize>(
-    simd: S,
-    mut a: [S::W; P],
-    b: [S::W; P],
-) -> [S::W; P] {
+pub(crate) fn add<S: Simd, const P: usize>(simd: S, mut a: [S::W; P], b: [S::W; P]) -> [S::W; P] {
     for p in 0..P {
         a[p] = simd.wide_add(a[p], b[p]);
     }

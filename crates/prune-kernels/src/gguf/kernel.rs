@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use half::f16;
@@ -9,7 +10,7 @@ use super::blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Small};
 use super::rows::{Block, FloatRows, IntegerRows, TOGETHER, Weights};
 use super::super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K, Super};
 use crate::activations::Activations;
-use crate::dense::multiply;
+use crate::dense::multiply_panels;
 use crate::operator::{
     LinearOperator, check_matrices, check_vectors, for_row_panels, rows_per_task,
 };
@@ -68,7 +69,7 @@ impl GgufKernel {
     /// The operator of `rows x cols` weights in `data`, with [`Activations::F32`].
     ///
     /// # Errors
-    /// [`Error::InvalidSparse`] naming the part at fault: columns that are no whole blocks, another
+    /// [`Error::InvalidQuantized`] naming the part at fault: columns that are no whole blocks, another
     /// number of bytes, a block whose scale or minimum is NaN or infinite.
     pub fn from_bytes(
         format: BlockFormat,
@@ -76,8 +77,9 @@ impl GgufKernel {
         cols: usize,
         data: Vec<u8>,
     ) -> Result<Self> {
-        let invalid =
-            |field, reason| Err(Error::InvalidSparse { format: format.name(), field, reason });
+        let invalid = |field, reason: String| {
+            Err(Error::InvalidQuantized { field, reason: format!("{format}: {reason}") })
+        };
         if !cols.is_multiple_of(format.elements()) {
             let elements = format.elements();
             return invalid("shape", format!("{cols} columns are no whole blocks of {elements}"));
@@ -149,8 +151,7 @@ impl GgufKernel {
                     let data = self.row_data(first, y.nrows());
                     let format = PhantomData::<B>;
                     let cols = self.cols;
-                    self.selected
-                        .run(FloatRows::<B, BYTES, ELEMENTS> { format, data, x, cols, y });
+                    self.selected.run(FloatRows::<B, BYTES, ELEMENTS> { format, data, x, cols, y });
                 });
                 continue;
             }
@@ -208,9 +209,8 @@ impl LinearOperator for GgufKernel {
     fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
         check_matrices(self, &x, &y)?;
         if self.activations == Activations::F32 && x.ncols() >= MANY {
-            for_row_panels(y, rows_per_task(self, 1), |first, y| {
-                let w = by_format!(self.weights(first, y.nrows()));
-                multiply(&w, x, y);
+            multiply_panels(x, y, rows_per_task(self, 1), |first, rows| {
+                Cow::Owned(by_format!(self.weights(first, rows)))
             });
             return Ok(());
         }

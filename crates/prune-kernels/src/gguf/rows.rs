@@ -45,8 +45,12 @@ pub(super) fn field<const BYTES: usize, const N: usize>(
 pub(super) const TOGETHER: usize = 4;
 
 /// Rows of a product with right-hand sides in 8 bits.
-pub(super) struct IntegerRows<'a, B: Block<BYTES, ELEMENTS>, const BYTES: usize, const ELEMENTS: usize>
-{
+pub(super) struct IntegerRows<
+    'a,
+    B: Block<BYTES, ELEMENTS>,
+    const BYTES: usize,
+    const ELEMENTS: usize,
+> {
     /// As many rows as `y` has.
     pub(super) data: &'a [u8],
     /// From one to [`TOGETHER`] of one length.

@@ -36,20 +36,22 @@ fn lanes() -> impl Strategy<Value = Lanes> {
         (prop::array::uniform16(any::<i16>()), prop::array::uniform16(-128i16..128)),
         any::<u32>(),
     )
-        .prop_map(|((a, b, c), i, j, counts, bytes, others, signed, (words, factors), lanes)| Lanes {
-            a,
-            b,
-            c,
-            i,
-            j,
-            counts,
-            bytes,
-            others,
-            signed,
-            words,
-            factors,
-            lanes,
-        })
+        .prop_map(
+            |((a, b, c), i, j, counts, bytes, others, signed, (words, factors), lanes)| Lanes {
+                a,
+                b,
+                c,
+                i,
+                j,
+                counts,
+                bytes,
+                others,
+                signed,
+                words,
+                factors,
+                lanes,
+            },
+        )
 }
 
 /// What an instruction set makes of lanes: floats that may differ in the last bit, floats that may

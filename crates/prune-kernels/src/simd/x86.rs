@@ -11,7 +11,9 @@ pub(super) fn avx2<J: Job>(job: J) -> J::Output {
     job.run(Avx2(()))
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt,bmi1,bmi2,lzcnt")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt,bmi1,bmi2,lzcnt"
+)]
 pub(super) fn avx512<J: Job>(job: J) -> J::Output {
     job.run(Avx512(()))
 }
