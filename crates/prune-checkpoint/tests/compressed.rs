@@ -1,5 +1,5 @@
 //! Sparse tensors of compressed-tensors and PyTorch's 2:4 metadata.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use half::f16;
 use ndarray::Array2;
@@ -15,7 +15,8 @@ use prune_core::{DType, Error, Result, TensorInfo, TensorSource, decode_f32, enc
 struct Tensors(Vec<TensorInfo>, Vec<NamedTensor>);
 
 impl Tensors {
-    fn new(tensors: Vec<NamedTensor>) -> Self {
+    fn new(mut tensors: Vec<NamedTensor>) -> Self {
+        tensors.sort_by(|a, b| a.info.name.cmp(&b.info.name));
         Self(tensors.iter().map(|t| t.info.clone()).collect(), tensors)
     }
 }

@@ -30,7 +30,7 @@ impl WideTiles {
         while first < x.ncols() {
             let parts = match x.ncols() - first {
                 ..=16 => 1,
-                ..=32 => 2,
+                17..=32 => 2,
                 _ => widest,
             };
             shapes.push((first, parts));

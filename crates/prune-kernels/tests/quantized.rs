@@ -1,5 +1,5 @@
 //! Products with quantised matrices: the numbers of the reference implementations, and properties.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use half::f16;
 use ndarray::{Array2, ArrayView2, array};
@@ -83,17 +83,17 @@ fn dot_products_are_those_of_the_references() {
     for (format, hex, ggml, float) in cases {
         for path in KernelPath::available() {
             let a = gguf(format, 256, unhex(hex)).with_path(path).unwrap();
-            let found = a.matvec(&cosine(256)).unwrap()[0];
+            let found = f64::from(a.matvec(&cosine(256)).unwrap()[0]);
             assert!((found - float).abs() < 5e-5, "{format} {path}: {found}, not {float}");
             let a = a.with_activations(Activations::Q8Ggml);
-            let found = a.matvec(&cosine(256)).unwrap()[0];
+            let found = f64::from(a.matvec(&cosine(256)).unwrap()[0]);
             assert!((found - ggml).abs() < 5e-5, "{format} {path}: {found}, not {ggml}");
         }
     }
     // The reference without the rounding of the sums gives -29.974845; here the scale of the
     // activations is not rounded either.
     let a = gguf(BlockFormat::Q4_1, 256, unhex(Q4_1)).with_activations(Activations::Q8);
-    let found = a.matvec(&cosine(256)).unwrap()[0];
+    let found = f64::from(a.matvec(&cosine(256)).unwrap()[0]);
     assert!((found + 29.974845).abs() < 2e-3, "{found}");
 }
 
@@ -333,7 +333,7 @@ fn quantised_matrices_become_kernels() {
         let top = f64::from(1u32 << bits);
         let codes = Array2::from_shape_simple_fn((rows, cols), || (stream.uniform() * top) as u8);
         let each =
-            |f: &mut dyn FnMut() -> f32| Array2::from_shape_simple_fn((rows, cols / group), || f());
+            |f: &mut dyn FnMut() -> f32| Array2::from_shape_simple_fn((rows, cols / group), f);
         let scales = each(&mut || f16::from_f32(0.1 + stream.uniform() as f32).to_f32());
         let zeros = match zero {
             ZeroPoint::Symmetric => None,

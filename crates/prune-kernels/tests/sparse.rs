@@ -1,5 +1,5 @@
 //! Products with sparse matrices against their definition, on every path of this processor.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use half::{bf16, f16};
 use ndarray::{Array2, Array3, ArrayView2};
