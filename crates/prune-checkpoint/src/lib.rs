@@ -34,10 +34,13 @@
 //! | a model directory to write | [`HfWriter`], [`WriterOptions`] |
 //! | fingerprints of tensors, states of files | [`digest`], [`Hasher`], [`tensor_digest`], [`FileState`] |
 //! | a file shared by threads | [`read_exact_at`], [`write_all_at`] |
+//! | legacy sparse tensors of compressed-tensors | [`compress`], [`decompress`], [`compressed_modules`], [`SparsityConfig`] |
+//! | 2:4 metadata as PyTorch keeps it | [`metadata16`], [`metadata32`], [`MetadataOrder`] |
 //! | what can go wrong | [`Error`], [`Result`] |
 
 mod auxiliary;
 mod checkpoint;
+mod compressed;
 mod digest;
 mod error;
 mod gguf;
@@ -52,6 +55,11 @@ mod writer;
 
 pub use auxiliary::{AuxiliaryFile, Contents};
 pub use checkpoint::{Checkpoint, Format};
+pub use compressed::{
+    CompressedKeys, MetadataOrder, NamedTensor, SparseFormat, SparsityConfig, code_of_kept,
+    compress, compressed_modules, decompress, kept_of_code, metadata16, metadata16_codes,
+    metadata32, metadata32_codes,
+};
 pub use digest::{Hasher, digest, tensor_digest};
 pub use error::{Error, Result};
 pub use positional::{read_exact_at, write_all_at};
