@@ -44,11 +44,8 @@
 mod auxiliary;
 mod awq;
 mod checkpoint;
-<<<<<<< HEAD
 mod compressed;
-=======
 mod compressed_tensors;
->>>>>>> ccf2f29 (Write GGUF files; read and write compressed-tensors, GPTQ and AWQ checkpoints)
 mod digest;
 mod error;
 mod gguf;
@@ -66,15 +63,12 @@ mod writer;
 pub use auxiliary::{AuxiliaryFile, Contents};
 pub use awq::AwqFormat;
 pub use checkpoint::{Checkpoint, Format};
-<<<<<<< HEAD
 pub use compressed::{
     CompressedKeys, MetadataOrder, NamedTensor, SparseFormat, SparsityConfig, code_of_kept,
     compress, compressed_modules, decompress, kept_of_code, metadata16, metadata16_codes,
     metadata32, metadata32_codes,
 };
-=======
 pub use compressed_tensors::CompressedTensors;
->>>>>>> ccf2f29 (Write GGUF files; read and write compressed-tensors, GPTQ and AWQ checkpoints)
 pub use digest::{Hasher, digest, tensor_digest};
 pub use error::{Error, Result};
 pub use gguf::{
