@@ -23,6 +23,9 @@ pub enum ScoreKind {
     /// How much the loss moves when the layer's weights are perturbed, as
     /// `prune_importance::ZerothOrder` measures it by forward passes: [`Measured::Scores`].
     ZerothOrder,
+    /// The same with all weights of a block perturbed at once, shared evenly by its layers: two
+    /// forward passes a block instead of two a layer; [`Measured::Scores`].
+    JointZerothOrder,
     /// How many of the layer's weights are among those that the budget keeps of the whole network
     /// when the weights of highest saliency stay, as [`survivors`](crate::survivors) counts:
     /// [`Measured::Scores`].
@@ -249,7 +252,7 @@ const MARGIN: Parameter = Parameter {
     default: Ecoflap::MARGIN,
 };
 
-static ALLOCATORS: [AllocatorEntry; 18] = [
+static ALLOCATORS: [AllocatorEntry; 19] = [
     shapes("uniform", "the same sparsity for every layer", || Box::new(Uniform)),
     shapes(
         "uniform+",
@@ -307,6 +310,13 @@ static ALLOCATORS: [AllocatorEntry; 18] = [
         ScoreKind::ZerothOrder,
         MARGIN,
         Make::Tuned(|m| Ok(Box::new(Ecoflap::new(m)?.with_granularity(Granularity::Layer)))),
+    ),
+    tuned(
+        "ecoflap-joint",
+        "as ecoflap, with the layers of a block perturbed at once: a few times cheaper",
+        ScoreKind::JointZerothOrder,
+        MARGIN,
+        Make::Tuned(|margin| Ok(Box::new(Ecoflap::new(margin)?))),
     ),
     counts(Saliency::Magnitude, "what one magnitude threshold over all layers keeps; data-free"),
     counts(Saliency::Snip, "what SNIP keeps of each layer; needs gradients of the loss"),

@@ -65,25 +65,7 @@ pub fn evaluate(
     }
     let last = run(subject, windows)?;
     let base = baseline.map(|b| run(b, windows)).transpose()?;
-    let sums: Vec<Sums> = windows
-        .windows()
-        .par_iter()
-        .enumerate()
-        .map(|(i, tokens)| {
-            let base = match &base {
-                Some(b) => Some((b.hidden.get(i)?, &*b.head)),
-                None => None,
-            };
-            let base = base.as_ref().map(|(hidden, head)| (hidden, *head));
-            window_sums(tokens, &last.hidden.get(i)?, &*last.head, base)
-        })
-        .collect::<Result<_>>()?;
-    let mut all = Sums::default();
-    for sum in sums {
-        all.loss += sum.loss;
-        all.kl += sum.kl;
-        all.base_loss += sum.base_loss;
-    }
+    let all = sums(windows, &last, base.as_ref())?;
     let tokens = windows.windows().len() * (windows.length() - 1);
     let seconds = start.elapsed().as_secs_f64();
     let mean = |sum: f64| sum / tokens as f64;
@@ -112,6 +94,8 @@ pub fn evaluate(
 pub struct CalibrationLoss<'a> {
     model: &'a dyn BlockModel,
     windows: TokenWindows,
+    /// The first block that is run, and what enters it.
+    entering: Option<(usize, HiddenStates)>,
 }
 
 impl<'a> CalibrationLoss<'a> {
@@ -138,16 +122,44 @@ impl<'a> CalibrationLoss<'a> {
             return Err(Error::plan("windows", "there is none"));
         }
         let model = calibration.model();
-        Ok(all.batches(windows).into_iter().map(|windows| Self { model, windows }).collect())
+        let one = |windows| Self { model, windows, entering: None };
+        Ok(all.batches(windows).into_iter().map(one).collect())
+    }
+
+    /// Takes the embedding and the blocks before `block` as they are in `weights`, from now on: they
+    /// are run here, and no more with each loss. Going on from one block to the next runs each
+    /// block once; the hidden states stay in memory.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a block before the one that was reached; [`Error::Core`].
+    pub fn start_at(&mut self, block: usize, weights: &dyn TensorSource) -> Result<()> {
+        let (first, mut hidden) = match self.entering.take() {
+            Some((first, hidden)) => (first, hidden),
+            None => (0, embedded(self.model, &self.windows, weights)?),
+        };
+        if block < first {
+            let reason = format!("block {block} was asked for after block {first}");
+            return Err(Error::plan("calibration loss", reason));
+        }
+        run_blocks(self.model, weights, first..block, &mut hidden)?;
+        self.entering = Some((block, hidden));
+        Ok(())
     }
 }
 
 impl Objective for CalibrationLoss<'_> {
     fn loss(&mut self, weights: &dyn TensorSource) -> prune_core::Result<f64> {
-        let subject = Weighted { model: self.model, weights };
-        let found = evaluate(subject, &self.windows, None)
-            .map_err(|e| prune_core::Error::external("the calibration loss", e))?;
-        Ok(found.perplexity.ln())
+        let run = || {
+            let (first, mut hidden) = match &self.entering {
+                Some((first, hidden)) => (*first, hidden.copy()?),
+                None => (0, embedded(self.model, &self.windows, weights)?),
+            };
+            run_blocks(self.model, weights, first..self.model.blocks(), &mut hidden)?;
+            let last = Last { hidden, head: self.model.load_head(weights)? };
+            let predictions = self.windows.windows().len() * (self.windows.length() - 1);
+            Ok(sums(&self.windows, &last, None)?.loss / predictions as f64)
+        };
+        run().map_err(|e: Error| prune_core::Error::external("the calibration loss", e))
     }
 }
 
@@ -163,12 +175,31 @@ fn run(subject: Weighted<'_>, windows: &TokenWindows) -> Result<Last> {
         // Refuses, before all blocks are run rather than after.
         model.load_head(weights)?;
     }
-    let mut hidden = Calibration::new(model, windows).embed(weights, false)?;
-    let at_once = rayon::current_num_threads();
-    for index in 0..model.blocks() {
-        forward(&*model.load_block(weights, index)?, &mut hidden, at_once, &|| Ok(()))?;
-    }
+    let mut hidden = embedded(model, windows, weights)?;
+    run_blocks(model, weights, 0..model.blocks(), &mut hidden)?;
     Ok(Last { hidden, head: model.load_head(weights)? })
+}
+
+/// What enters block 0.
+fn embedded(
+    model: &dyn BlockModel,
+    windows: &TokenWindows,
+    weights: &dyn TensorSource,
+) -> Result<HiddenStates> {
+    Calibration::new(model, windows).embed(weights, false)
+}
+
+fn run_blocks(
+    model: &dyn BlockModel,
+    weights: &dyn TensorSource,
+    blocks: std::ops::Range<usize>,
+    hidden: &mut HiddenStates,
+) -> Result<()> {
+    let at_once = rayon::current_num_threads();
+    for index in blocks {
+        forward(&*model.load_block(weights, index)?, hidden, at_once, &|| Ok(()))?;
+    }
+    Ok(())
 }
 
 #[derive(Default)]
@@ -176,6 +207,30 @@ struct Sums {
     loss: f64,
     kl: f64,
     base_loss: f64,
+}
+
+/// Over all windows, beside those of a baseline.
+fn sums(windows: &TokenWindows, last: &Last, base: Option<&Last>) -> Result<Sums> {
+    let parts: Vec<Sums> = windows
+        .windows()
+        .par_iter()
+        .enumerate()
+        .map(|(i, tokens)| {
+            let base = match base {
+                Some(b) => Some((b.hidden.get(i)?, &*b.head)),
+                None => None,
+            };
+            let base = base.as_ref().map(|(hidden, head)| (hidden, *head));
+            window_sums(tokens, &last.hidden.get(i)?, &*last.head, base)
+        })
+        .collect::<Result<_>>()?;
+    let mut all = Sums::default();
+    for part in parts {
+        all.loss += part.loss;
+        all.kl += part.kl;
+        all.base_loss += part.base_loss;
+    }
+    Ok(all)
 }
 
 fn window_sums(

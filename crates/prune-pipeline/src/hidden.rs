@@ -58,6 +58,11 @@ impl HiddenStates {
         Array2::from_shape_vec(self.shape, values).map_err(|e| Error::plan("hidden states", e))
     }
 
+    /// The states of all samples once more, in memory.
+    pub(crate) fn copy(&self) -> Result<Self> {
+        Ok(Self::in_memory((0..self.samples).map(|i| self.get(i)).collect::<Result<_>>()?))
+    }
+
     /// Replaces the states of consecutive samples from `first` on.
     pub(crate) fn replace(&mut self, first: usize, states: Vec<Array2<f32>>) -> Result<()> {
         for (i, state) in states.into_iter().enumerate() {

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use ndarray::ArrayView2;
 use prune_allocate::{ErrorCurve, Measured, Saliency, ScoreKind};
 use prune_core::{
-    Budget, LayerId, LayerInfo, LayerStats, Needs, Pattern, Pruner, Scope, Seed, Target,
+    Budget, LayerId, LayerInfo, LayerStats, Needs, Objective, Pattern, Pruner, Scope, Seed, Target,
     TensorSource, round_to_pattern,
 };
 use prune_importance::{OutlierDistribution, Together, ZerothOrder};
@@ -11,10 +11,9 @@ use prune_spectral::{Farms, Spectrum, TailFit};
 use rayon::prelude::*;
 
 use crate::calibrate::{Calibration, forward, observe};
-use crate::evaluate::CalibrationLoss;
 use crate::output_error::output_error;
 use crate::schedule::{measuring, statistics_bytes};
-use crate::{Error, Result};
+use crate::{CalibrationLoss, Error, Result};
 
 /// What an allocator wants measured, and what there is to measure it with.
 pub(crate) struct Measurement<'a> {
@@ -30,8 +29,10 @@ pub(crate) struct Measurement<'a> {
 /// that a CPU runs.
 const FARMS_WINDOW: usize = 128;
 
-/// Windows of calibration data on which ECoFLaP measures the loss. Every block costs two passes.
-const ECOFLAP_WINDOWS: usize = 8;
+/// Batches of calibration windows on which the loss is perturbed, one draw each, and windows of a
+/// batch: what the released code of ECoFLaP uses.
+const LOSS_BATCHES: usize = 4;
+const LOSS_WINDOWS: usize = 8;
 
 /// Sparsities at which error curves are measured.
 const SPARSITIES: [f64; 11] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
@@ -71,7 +72,8 @@ impl Measurement<'_> {
                 let farms = farms.fit(TailFit::peak());
                 exponents(source, layers, |weight| Ok(farms.measure(weight)?.alpha))
             }
-            ScoreKind::ZerothOrder => self.zeroth_order(source, layers),
+            ScoreKind::ZerothOrder => self.loss_changes(source, layers, Together::Layer),
+            ScoreKind::JointZerothOrder => self.loss_changes(source, layers, Together::Block),
             other => Err(Error::recipe(
                 format!("the allocator `{}`", self.allocator),
                 format!("needs a measurement ({other:?}) that takes gradients; use it from Rust"),
@@ -89,16 +91,46 @@ impl Measurement<'_> {
         Error::Core(prune_core::Error::external(self.allocator, error))
     }
 
-    /// ECoFLaP's score, by the loss on the first windows of the calibration data: two forward
-    /// passes a transformer block.
-    fn zeroth_order(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
-        let mut loss = CalibrationLoss::new(self.calibration()?, ECOFLAP_WINDOWS)?;
-        let score = ZerothOrder::default().with_together(Together::Block).with_seed(self.seed);
-        Ok(Measured::Scores(score.scores(layers, source, &mut [&mut loss], &mut |_, _| ())?))
-    }
-
     fn not_observed(&self, layer: &LayerInfo) -> Error {
         Error::NotObserved { layer: layer.id.to_string(), method: self.allocator.into() }
+    }
+
+    /// How much the calibration loss moves when the weights of each layer (or block) do. Two passes
+    /// a layer and batch through its block and those after it; what enters the block is computed
+    /// once.
+    fn loss_changes(
+        &self,
+        source: &dyn TensorSource,
+        layers: &[LayerInfo],
+        together: Together,
+    ) -> Result<Measured> {
+        let calibration = self.calibration()?;
+        let mut losses = CalibrationLoss::batches(calibration, LOSS_WINDOWS)?;
+        losses.truncate(LOSS_BATCHES);
+        let score = ZerothOrder::default()
+            .with_seed(self.seed)
+            .with_together(together)
+            .with_draws(losses.len().max(1))?;
+        let mut scores: Vec<Option<f64>> = vec![None; layers.len()];
+        for block in 0..calibration.model().blocks() {
+            let here: Vec<usize> =
+                (0..layers.len()).filter(|&l| layers[l].block == Some(block)).collect();
+            if here.is_empty() {
+                continue;
+            }
+            for loss in &mut losses {
+                loss.start_at(block, source)?;
+            }
+            let infos: Vec<LayerInfo> = here.iter().map(|&l| layers[l].clone()).collect();
+            let mut objectives: Vec<&mut dyn Objective> =
+                losses.iter_mut().map(|l| l as &mut dyn Objective).collect();
+            let found = score.scores(&infos, source, &mut objectives, &mut |_, _| ())?;
+            here.iter().zip(found).for_each(|(&l, s)| scores[l] = Some(s));
+        }
+        let score = |(layer, score): (&LayerInfo, Option<f64>)| {
+            score.ok_or_else(|| self.not_observed(layer))
+        };
+        Ok(Measured::Scores(layers.iter().zip(scores).map(score).collect::<Result<_>>()?))
     }
 
     /// The output error of each layer when it alone is pruned, at several sparsities, by the very
