@@ -1,6 +1,6 @@
 //! What every function asks of its arguments before it computes.
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2};
 
 use crate::{Error, Real, Result};
 
@@ -12,6 +12,14 @@ pub(crate) fn square<T: Real>(a: ArrayView2<'_, T>) -> Result<usize> {
 }
 
 pub(crate) fn finite<T: Real>(a: ArrayView2<'_, T>) -> Result<()> {
+    // Without an early exit the sum over a row vectorises.
+    let row_is_finite = |row: ArrayView1<'_, T>| match row.as_slice() {
+        Some(row) => row.iter().fold(true, |all, v| all & num_traits::Float::is_finite(*v)),
+        None => row.iter().all(|v| num_traits::Float::is_finite(*v)),
+    };
+    if a.outer_iter().all(row_is_finite) {
+        return Ok(());
+    }
     match a.indexed_iter().find(|(_, v)| !num_traits::Float::is_finite(**v)) {
         None => Ok(()),
         Some(((row, col), v)) => Err(Error::NotFinite { row, col, value: v.to_string() }),

@@ -1,7 +1,7 @@
 //! Eigenvalues of a symmetric tridiagonal matrix without vectors: the square-root-free QL
 //! iteration of Pal, Walker and Kahan (Parlett, "The Symmetric Eigenvalue Problem", section 8.15).
 //!
-//! It needs one division and no square root a step, where the iteration that also updates vectors
+//! It needs no square root a step and waits for one division, where the iteration that also updates vectors
 //! needs a rotation; for windows of a hundred rows that halves the cost of a spectrum.
 
 use num_traits::Float;
@@ -92,13 +92,20 @@ fn iterate<T: Real>(d: &mut [T], e: &mut [T], budget: &mut usize) -> Result<()> 
                 e[i + 1] = sine * r;
             }
             let previous = cosine;
-            let inverse = Float::recip(r);
+            // 1/p does not wait for r: only one division lies on the way from p to the next p.
+            let (inverse, of_p) = (Float::recip(r), r * Float::recip(p));
             cosine = p * inverse;
             sine = b * inverse;
             let old = gamma;
             gamma = cosine * (d[i] - shift) - sine * old;
             d[i + 1] = old + (d[i] - gamma);
-            p = if cosine == T::zero() { previous * b } else { gamma * gamma / cosine };
+            p = if cosine == T::zero() {
+                previous * b
+            } else if Float::is_finite(of_p) {
+                gamma * gamma * of_p
+            } else {
+                gamma * gamma / cosine
+            };
         }
         e[l] = sine * p;
         d[l] = shift + gamma;

@@ -135,8 +135,8 @@ impl Measurement<'_> {
 
     /// The output error of each layer when it alone is pruned, at several sparsities, by the very
     /// method of the rule and on the dense model; without calibration, of the weights themselves.
-    /// Errors are absolute, so that layers can be compared: those of layers whose outputs are large
-    /// count for more.
+    /// Errors are relative to the size of the layer's output, which its share of the damage to the
+    /// network follows better than the absolute error: next blocks normalise what they read.
     fn error_curves(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
         let mut curves: BTreeMap<LayerId, ErrorCurve> = BTreeMap::new();
         match self.calibration {
@@ -193,8 +193,7 @@ impl Measurement<'_> {
                 self.pruner.prune(weight.view_mut(), stats, &target)?;
             }
             let error = output_error(&before, weight.view(), stats)?;
-            let tokens = stats.columns.as_ref().map_or(1, |c| c.count().max(1)) as f64;
-            points.push((sparsity, error.written * error.energy / tokens));
+            points.push((sparsity, error.written));
         }
         Ok(ErrorCurve::new(points)?)
     }

@@ -13,8 +13,6 @@ pub(crate) struct OutputError {
     pub(crate) masked: f64,
     /// Of what was written.
     pub(crate) written: f64,
-    /// What both are relative to: `tr(W G Wᵀ)`.
-    pub(crate) energy: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,7 +65,7 @@ pub(crate) fn output_error(
         sums.written += part.written;
     }
     let part = |sum: f64| if sums.all > 0.0 { (sum / sums.all).max(0.0) } else { 0.0 };
-    Ok(OutputError { masked: part(sums.masked), written: part(sums.written), energy: sums.all })
+    Ok(OutputError { masked: part(sums.masked), written: part(sums.written) })
 }
 
 fn quadratic(d: &Array2<f32>, gram: &Array2<f32>) -> f64 {
