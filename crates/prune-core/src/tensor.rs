@@ -162,13 +162,23 @@ pub trait TensorSource: Send + Sync {
         Ok(buf)
     }
 
-    /// Tensor `name` as f32, flattened row-major. Costs 4 bytes an element plus its stored bytes.
+    /// Tensor `name` as f32, flattened row-major. Costs 4 bytes an element and a few megabytes: the
+    /// stored bytes are read and decoded in parts.
     ///
     /// # Errors
     /// As [`TensorSource::read_at`]; [`Error::DType`] for integers; [`Error::NotFinite`].
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        /// Elements of a part.
+        const PART: usize = 1 << 19;
         let info = self.info(name)?;
-        let values = decode_f32(name, info.dtype, &self.read(name)?)?;
+        let (size, end) = (info.dtype.size(), info.nbytes());
+        let mut bytes = vec![0; end.min(PART * size)];
+        let mut values = Vec::with_capacity(end / size);
+        for start in (0..end).step_by(PART * size) {
+            let part = bytes.len().min(end - start);
+            self.read_at(name, start, &mut bytes[..part])?;
+            values.extend(decode_f32(name, info.dtype, &bytes[..part])?);
+        }
         check_finite(name, &values)?;
         Ok(values)
     }

@@ -135,8 +135,9 @@ impl Measurement<'_> {
 
     /// The output error of each layer when it alone is pruned, at several sparsities, by the very
     /// method of the rule and on the dense model; without calibration, of the weights themselves.
-    /// Errors are relative to the size of the layer's output, which its share of the damage to the
-    /// network follows better than the absolute error: next blocks normalise what they read.
+    /// An error is relative to the layer's output, since the next blocks normalise what they read,
+    /// times the number of weights: where all curves are alike, all layers get the same sparsity,
+    /// whatever their size.
     fn error_curves(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
         let mut curves: BTreeMap<LayerId, ErrorCurve> = BTreeMap::new();
         match self.calibration {
@@ -193,7 +194,7 @@ impl Measurement<'_> {
                 self.pruner.prune(weight.view_mut(), stats, &target)?;
             }
             let error = output_error(&before, weight.view(), stats)?;
-            points.push((sparsity, error.written));
+            points.push((sparsity, error.written * dense.len() as f64));
         }
         Ok(ErrorCurve::new(points)?)
     }
