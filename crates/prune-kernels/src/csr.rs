@@ -2,7 +2,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use prune_core::{Csr, Result, SparseMatrix};
 
 use crate::operator::{
-    LinearOperator, by_column, check_matrices, check_vectors, for_row_panels, for_rows,
+    LinearOperator, TILE, by_column, check_matrices, check_vectors, for_row_panels, for_rows,
     rows_per_task,
 };
 use crate::pages::Pages;
@@ -47,9 +47,6 @@ struct Panel<T> {
     data: Pages<T>,
 }
 
-/// Columns of a panel.
-const PANEL: usize = 4096;
-
 /// Right-hand sides up to which one after the other is faster.
 const FEW: usize = 3;
 
@@ -70,7 +67,7 @@ impl<T: Storage> From<Csr<T>> for CsrKernel<T> {
             }
             Panel { indptr, indices: indices.into(), data: data.into() }
         };
-        let panels = (0..cols.div_ceil(PANEL)).map(|p| panel((p + 1) * PANEL)).collect();
+        let panels = (0..cols.div_ceil(TILE)).map(|p| panel((p + 1) * TILE)).collect();
         Self { rows, cols, nbytes, panels, selected: Selected::best() }
     }
 }

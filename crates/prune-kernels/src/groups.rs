@@ -1,6 +1,7 @@
 mod row_scales;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
 use prune_core::{Error, Granularity, QuantizedMatrix, Result, ZeroPoint, pack_dense};
@@ -8,7 +9,7 @@ use prune_core::{Error, Granularity, QuantizedMatrix, Result, ZeroPoint, pack_de
 use crate::activations::{Activations, Q8Block, ToBlocks};
 use crate::dense::multiply_panels;
 use crate::operator::{
-    LinearOperator, check_matrices, check_vectors, for_row_panels, rows_per_task,
+    LinearOperator, TILE, check_matrices, check_vectors, for_row_panels, rows_per_task,
 };
 use crate::pages::Pages;
 use crate::simd::{Job, KernelPath, Selected, Simd};
@@ -51,7 +52,8 @@ pub struct GroupKernel<T> {
     cols: usize,
     bits: usize,
     group: usize,
-    /// Rows padded with zeros to whole units.
+    /// Rows padded with zeros to whole units, in tiles of columns: all rows of the first tile, of the
+    /// second, and so on.
     units: Pages<[u32; 8]>,
     /// Groups in a row.
     groups: usize,
@@ -127,27 +129,36 @@ impl<T: Storage> GroupKernel<T> {
                 return invalid(field, format!("found {bad}, expected finite numbers"));
             }
         }
-        let row_units = row_words.div_ceil(8);
-        let mut units = vec![[0u32; 8]; rows * row_units];
-        if row_words > 0 {
-            for (to, from) in units.chunks_exact_mut(row_units).zip(words.chunks_exact(row_words)) {
-                to.as_flattened_mut()[..row_words].copy_from_slice(from);
-            }
-        }
-        Ok(Self {
+        let mut kernel = Self {
             rows,
             cols,
             bits,
             // One group a row is as good as one of whole units.
             group: if group < cols { group } else { cols.next_multiple_of(64).max(64) },
-            units: units.into(),
+            units: Vec::new().into(),
             groups,
             scales,
             zeros,
             input: None,
             activations: Activations::F32,
             selected: Selected::best(),
-        })
+        };
+        let (padded, tile) = (kernel.padded_cols() / kernel.unit(), kernel.tile());
+        let mut units = Vec::with_capacity(rows * padded);
+        for first in (0..padded).step_by(tile) {
+            let last = padded.min(first + tile);
+            for r in 0..rows {
+                let row = &words[r * row_words..(r + 1) * row_words];
+                for u in first..last {
+                    let mut unit = [0; 8];
+                    let of_unit = &row[8 * u..row_words.min(8 * u + 8)];
+                    unit[..of_unit.len()].copy_from_slice(of_unit);
+                    units.push(unit);
+                }
+            }
+        }
+        kernel.units = units.into();
+        Ok(kernel)
     }
 
     /// The same matrix with another treatment of the right-hand side.
@@ -173,15 +184,25 @@ impl<T: Storage> GroupKernel<T> {
         self.cols.next_multiple_of(self.unit())
     }
 
+    /// Units of a tile, but for the last one of a row.
+    fn tile(&self) -> usize {
+        self.span() * (TILE / (self.span() * self.unit())).max(1)
+    }
+
+    /// Units of a row in the tile that begins with unit `first`.
     #[inline(always)]
-    fn row_units(&self, row: usize) -> &[[u32; 8]] {
-        let units = self.padded_cols() / self.unit();
-        &self.units[row * units..(row + 1) * units]
+    fn row_units(&self, row: usize, first: usize) -> &[[u32; 8]] {
+        let width = self.tile().min(self.padded_cols() / self.unit() - first);
+        &self.units[self.rows * first + row * width..][..width]
     }
 
     /// Units from one possible change of the scale to the next.
     fn span(&self) -> usize {
         if self.group.is_multiple_of(self.unit()) { self.group / self.unit() } else { 1 }
+    }
+
+    fn spans(&self) -> usize {
+        self.padded_cols().div_ceil(self.span() * self.unit())
     }
 
     fn write(&self, x: &[f32], vectors: usize, mut y: ArrayViewMut2<'_, f32>) {
@@ -451,14 +472,19 @@ impl<T: Storage> Job for Rows<'_, T> {
 impl<T: Storage> Rows<'_, T> {
     #[inline(always)]
     fn columns<S: Simd, const N: usize, const R: usize>(mut self, simd: S) {
+        self.y.fill(0.0);
         let rows = self.y.nrows();
+        let (spans, tile) = (self.matrix.spans(), self.matrix.tile() / self.matrix.span());
         let mut scales: [RowScales; R] = std::array::from_fn(|_| RowScales::new(self.matrix));
-        for r in (0..rows / R * R).step_by(R) {
-            self.rows::<S, N, R>(simd, r, &mut scales);
-        }
-        if let Some(scales) = scales.first_chunk_mut::<1>() {
-            for r in rows / R * R..rows {
-                self.rows::<S, N, 1>(simd, r, scales);
+        for first in (0..spans).step_by(tile) {
+            let spans = first..spans.min(first + tile);
+            for r in (0..rows / R * R).step_by(R) {
+                self.rows::<S, N, R>(simd, r, spans.clone(), &mut scales);
+            }
+            if let Some(scales) = scales.first_chunk_mut::<1>() {
+                for r in rows / R * R..rows {
+                    self.rows::<S, N, 1>(simd, r, spans.clone(), scales);
+                }
             }
         }
     }
@@ -468,20 +494,21 @@ impl<T: Storage> Rows<'_, T> {
         &mut self,
         simd: S,
         r: usize,
+        spans: Range<usize>,
         scales: &mut [RowScales; R],
     ) {
         for i in 0..R {
-            scales[i].fill(simd, self.matrix, self.first + r + i);
+            scales[i].fill(simd, self.matrix, self.first + r + i, &spans);
         }
         let totals = match (&self.inputs[0], self.matrix.bits) {
-            (Input::Float { .. }, 4) => self.float::<S, N, R, 4, 8>(simd, r, scales),
-            (Input::Float { .. }, _) => self.float::<S, N, R, 8, 4>(simd, r, scales),
-            (Input::Integer { .. }, 4) => self.integer::<S, N, R, 4>(simd, r, scales),
-            (Input::Integer { .. }, _) => self.integer::<S, N, R, 8>(simd, r, scales),
+            (Input::Float { .. }, 4) => self.float::<S, N, R, 4, 8>(simd, r, spans, scales),
+            (Input::Float { .. }, _) => self.float::<S, N, R, 8, 4>(simd, r, spans, scales),
+            (Input::Integer { .. }, 4) => self.integer::<S, N, R, 4>(simd, r, spans, scales),
+            (Input::Integer { .. }, _) => self.integer::<S, N, R, 8>(simd, r, spans, scales),
         };
         for i in 0..R {
             for j in 0..N {
-                self.y[[r + i, j]] = simd.sum(totals[i][j]);
+                self.y[[r + i, j]] += simd.sum(totals[i][j]);
             }
         }
     }
@@ -491,6 +518,7 @@ impl<T: Storage> Rows<'_, T> {
         &self,
         simd: S,
         r: usize,
+        spans: Range<usize>,
         scales: &[RowScales; R],
     ) -> [[S::F; N]; R] {
         let zero = simd.splat(0.0);
@@ -505,11 +533,13 @@ impl<T: Storage> Rows<'_, T> {
         }
         let mut units: [&[[u32; 8]]; R] = [&[]; R];
         for i in 0..R {
-            units[i] = self.matrix.row_units(self.first + r + i);
+            units[i] = self.matrix.row_units(self.first + r + i, spans.start * span);
         }
         let mut totals = [[zero; N]; R];
         let count = units[0].len();
-        for (g, first) in (0..count).step_by(span).enumerate() {
+        let before = spans.start * span;
+        for g in spans {
+            let first = g * span - before;
             // Even and odd places apart, so that a multiplication seldom waits for another.
             let (mut even, mut odd) = ([[zero; N]; R], [[zero; N]; R]);
             for u in first..count.min(first + span) {
@@ -529,7 +559,7 @@ impl<T: Storage> Rows<'_, T> {
                         codes[i] = simd.to_f32(code);
                     }
                     for j in 0..N {
-                        let x = simd.load(&x[j][u][place]);
+                        let x = simd.load(&x[j][before + u][place]);
                         for i in 0..R {
                             let sum = if place % 2 == 0 { &mut even } else { &mut odd };
                             sum[i][j] = simd.mul_add(codes[i], x, sum[i][j]);
@@ -554,6 +584,7 @@ impl<T: Storage> Rows<'_, T> {
         &self,
         simd: S,
         r: usize,
+        spans: Range<usize>,
         scales: &[RowScales; R],
     ) -> [[S::F; N]; R] {
         let zero = simd.splat(0.0);
@@ -567,19 +598,21 @@ impl<T: Storage> Rows<'_, T> {
         }
         let mut units: [&[[u32; 8]]; R] = [&[]; R];
         for i in 0..R {
-            units[i] = self.matrix.row_units(self.first + r + i);
+            units[i] = self.matrix.row_units(self.first + r + i, spans.start * span);
         }
         // Bytes are multiplied as signed ones, 128 below the codes.
         let offset = simd.splat(if BITS == 8 { 128.0 } else { 0.0 });
         let mut totals = [[zero; N]; R];
         let count = units[0].len();
-        for (g, first) in (0..count).step_by(span).enumerate() {
+        let before = spans.start * span;
+        for g in spans {
+            let first = g * span - before;
             let mut of_span = [[zero; N]; R];
             for u in first..count.min(first + span) {
                 for i in 0..R {
                     let codes = simd.bytes(simd.load_u32(&units[i][u]));
                     for j in 0..N {
-                        let x = &x[j][u];
+                        let x = &x[j][before + u];
                         let products = simd.to_f32(products::<S, BITS>(simd, codes, x));
                         of_span[i][j] = simd.mul_add(products, simd.load(&x.scales), of_span[i][j]);
                     }
@@ -628,9 +661,13 @@ impl<T: Storage> Job for Dequantize<'_, T> {
     fn run<S: Simd>(self, simd: S) {
         let Self { matrix, row, w } = self;
         let mut scales = RowScales::new(matrix);
-        scales.fill(simd, matrix, row);
+        scales.fill(simd, matrix, row, &(0..matrix.spans()));
         // No group ends inside of 32 columns.
-        let words = matrix.row_units(row).as_flattened().chunks_exact(matrix.bits);
+        let units = matrix.padded_cols() / matrix.unit();
+        let tiles = (0..units).step_by(matrix.tile());
+        let words = tiles.flat_map(|first| {
+            matrix.row_units(row, first).as_flattened().chunks_exact(matrix.bits)
+        });
         for (i, (w, words)) in w.chunks_mut(32).zip(words).enumerate() {
             let group = 32 * i / matrix.group;
             let (scale, minus_zero) = (scales.scales[group], scales.minus_zeros[group]);

@@ -123,6 +123,10 @@ const TASK_BYTES: usize = 256 << 10;
 /// Right-hand sides that take about as long as reading the matrix once.
 const COLUMNS_A_READ: usize = 8;
 
+/// Columns that a task takes for all of its rows before the next: what they meet of a right-hand side
+/// then stays in the first cache.
+pub(crate) const TILE: usize = 4096;
+
 /// The most tasks of a product: enough for the threads to end together.
 const TASKS: usize = 64;
 

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use super::GroupKernel;
 use crate::simd::Simd;
 use crate::storage::Storage;
@@ -26,11 +28,19 @@ impl RowScales {
         simd: S,
         matrix: &GroupKernel<T>,
         row: usize,
+        spans: &Range<usize>,
     ) {
-        let of_row = row * matrix.groups..(row + 1) * matrix.groups;
-        widen(simd, &matrix.scales[of_row.clone()], &mut self.scales, 1.0);
+        let groups = match self.halves.is_multiple_of(2) {
+            true => spans.clone(),
+            false => {
+                let end = (2 * spans.end).div_ceil(self.halves).min(matrix.groups);
+                2 * spans.start / self.halves..end
+            }
+        };
+        let of_row = row * matrix.groups + groups.start..row * matrix.groups + groups.end;
+        widen(simd, &matrix.scales[of_row.clone()], &mut self.scales[groups.clone()], 1.0);
         if let Some(zeros) = &matrix.zeros {
-            widen(simd, &zeros[of_row], &mut self.minus_zeros, -1.0);
+            widen(simd, &zeros[of_row], &mut self.minus_zeros[groups], -1.0);
         }
     }
 
