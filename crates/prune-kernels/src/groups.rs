@@ -458,10 +458,10 @@ impl<T: Storage> Job for Rows<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // Rows share what they load of few right-hand sides, which may not fit the first cache; with
-        // more there are no registers.
+        // Of one right-hand side, rows one after the other: memory is read in one stream. Two rows
+        // share what they load of two; with more there are no registers.
         match self.inputs.len() {
-            1 => self.columns::<S, 1, 4>(simd),
+            1 => self.columns::<S, 1, 1>(simd),
             2 => self.columns::<S, 2, 2>(simd),
             3 => self.columns::<S, 3, 1>(simd),
             _ => self.columns::<S, TOGETHER, 1>(simd),
