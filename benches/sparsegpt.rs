@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use ndarray::Array2;
-use prune_core::{
-    ColumnStats, GramAccumulator, LayerId, LayerStats, Pattern, Scope, Seed, Target,
-};
+use prune_core::{ColumnStats, GramAccumulator, LayerId, LayerStats, Pattern, Scope, Seed, Target};
 use prune_unstructured::pruner;
 
 /// Uniform weights.
@@ -53,7 +51,8 @@ fn prune(c: &mut Criterion, size: usize, methods: &[&str]) {
     group.bench_function("dense product", |b| b.iter(|| weight.dot(&weight)));
     for method in methods {
         let pruner = pruner(method).unwrap();
-        for (name, pattern) in [("50 %", Pattern::Unstructured), ("2:4", Pattern::NM { n: 2, m: 4 })]
+        for (name, pattern) in
+            [("50 %", Pattern::Unstructured), ("2:4", Pattern::NM { n: 2, m: 4 })]
         {
             let stream = Seed::new(0).stream(layer.as_str());
             let (scope, remove) = (Scope::PerLayer, size * size / 2);
