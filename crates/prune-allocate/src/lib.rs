@@ -38,6 +38,9 @@
 //! | [`CostAllocator`] | one value of a few for each group of layers, under any cost |
 //! | [`within_cost`] | any allocator under a cost other than weights |
 //! | [`owl_n_m`] | [`Owl`] for N:M patterns |
+//! | [`Lpvit`] | blocks of each layer under any cost, with or without power |
+//! | [`PreCrop`], [`Widths`] | layer densities and channel numbers of a network before training |
+//! | [`SamplingWeights`] | how often each block is trained (OwLore, LISA) |
 
 mod alpha_pruning;
 mod cost;
@@ -48,8 +51,11 @@ mod fidelity;
 mod fill;
 mod groups;
 mod layers;
+mod lpvit;
 mod owl;
+mod precrop;
 mod registry;
+mod sampling;
 mod survivors;
 mod uniform;
 
@@ -60,9 +66,18 @@ pub use ecoflap::{Aggregate, Ecoflap};
 pub use erk::{Er, Erk, ErkPlus};
 pub use fidelity::Fidelity;
 pub use groups::Granularity;
+pub use lpvit::{
+    BlockCurve, BlockSolver, Lpvit, ReleasedBisection, ReleasedLayer, ReleasedSolution,
+    balanced_beta, multiplications,
+};
 pub use owl::{Owl, owl_n_m};
+pub use precrop::{
+    ChannelNetwork, Channels, LayerCost, Limits, NetworkCost, PreCrop, Residual, Widths,
+    log_syn_exp, mobilenet_v2, resnet20, vgg16,
+};
 pub use registry::{
     AllocatorEntry, Measured, Parameter, Saliency, ScoreKind, allocator, allocators,
 };
+pub use sampling::{SamplingMode, SamplingWeights};
 pub use survivors::{Survivors, survivors};
 pub use uniform::{Uniform, UniformPlus};

@@ -156,8 +156,8 @@ proptest! {
                     prop_assert!(loss >= best - 1e-9);
                     prop_assert!(solver == Solver::Lagrangian || loss <= best + 1e-9);
                     // No single change within the limit helps.
-                    for g in 0..all.len() {
-                        for &(c, l) in &all[g] {
+                    for (g, options) in all.iter().enumerate() {
+                        for &(c, l) in options {
                             let fits = cost - taken(g).0 + c <= limit;
                             prop_assert!(!fits || l >= taken(g).1 - 1e-9);
                         }

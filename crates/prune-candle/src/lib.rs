@@ -20,17 +20,27 @@
 //! | Llama, Mistral, Qwen2, Qwen3 | [`LlamaModel`], [`LlamaConfig`] |
 //! | BERT, RoBERTa and sentence encoders made of them | [`BertModel`], [`BertConfig`] |
 //! | vectors of texts | [`SentenceEncoder`], [`SentenceOptions`] |
+//! | tokens through a KV cache, generation | [`Decoder`], [`Feed`], [`KvOrder`], [`Generation`], [`Sampling`] |
+//! | what a KV cache costs in quality | [`KvText`], [`KvKind`], [`KvEvaluation`], [`RecallTask`], [`RecallBench`] |
+//! | fewest bits for a KV cache (KVTuner) | [`tune_kv`], [`KvTuneOptions`], [`KvTuneReport`] |
+//! | queries, keys and values of every layer | [`AttentionCapture`], [`LlamaModel::capture_attention`], [`LlamaModel::kv_errors`] |
 //! | text to token ids | [`Tokenizer`] |
 //! | what can go wrong | [`Error`], [`Result`] |
 
 mod bert;
 mod bert_config;
+mod capture;
 mod config;
+mod decoder;
 mod error;
+mod generate;
+mod kv_text;
+mod kv_tune;
 mod linear;
 mod llama;
 mod load_model;
 mod ops;
+mod recall;
 mod rope;
 mod sentence;
 mod tensors;
@@ -38,9 +48,15 @@ mod tokenizer;
 
 pub use bert::BertModel;
 pub use bert_config::{Activation, BertConfig, ENCODER_FAMILIES};
+pub use capture::AttentionCapture;
 pub use config::{FAMILIES, LlamaConfig, RopeScaling};
+pub use decoder::{Decoder, Feed, KvOrder};
 pub use error::{Error, Result};
+pub use generate::{Generation, Sampling};
+pub use kv_text::{KvEvaluation, KvKind, KvText};
+pub use kv_tune::{KvTuneOptions, KvTuneReport, tune_kv};
 pub use llama::LlamaModel;
 pub use load_model::load_model;
+pub use recall::{RecallBench, RecallOptions, RecallScore, RecallTask};
 pub use sentence::{Pooling, Scaling, SentenceEncoder, SentenceOptions};
 pub use tokenizer::Tokenizer;

@@ -1,13 +1,39 @@
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Device, Tensor};
 
 use crate::Result;
 use crate::config::{LlamaConfig, RopeScaling};
 
+/// The rotary tables of one model, of the longest sequence so far.
+pub(crate) struct Rotary {
+    config: LlamaConfig,
+    tables: Mutex<(Tensor, Tensor)>,
+}
+
+impl Rotary {
+    pub(crate) fn new(config: &LlamaConfig) -> Result<Self> {
+        Ok(Self { config: config.clone(), tables: Mutex::new(rotary_tables(config, 1)?) })
+    }
+
+    /// Cosines and sines, each `(tokens, head_dim / 2)`, of the positions from `first` on.
+    pub(crate) fn tables(&self, first: usize, tokens: usize) -> Result<(Tensor, Tensor)> {
+        // A poisoned lock only means that another thread failed while it held whole tables.
+        let mut shared = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let (end, held) = (first + tokens, shared.0.dim(0)?);
+        if held < end {
+            // Twice as long, so that a text that grows by a token seldom needs new ones.
+            *shared = rotary_tables(&self.config, end.max(2 * held))?;
+        }
+        Ok((shared.0.narrow(0, first, tokens)?, shared.1.narrow(0, first, tokens)?))
+    }
+}
+
 /// Cosines and sines, each `(tokens, head_dim / 2)`, of the rotary position embedding (Su et al.
 /// 2021), with the frequencies scaled as the configuration says.
 ///
 /// Angles are computed in f32 from f32 frequencies, as the reference implementation does.
-pub(crate) fn rotary_tables(config: &LlamaConfig, tokens: usize) -> Result<(Tensor, Tensor)> {
+fn rotary_tables(config: &LlamaConfig, tokens: usize) -> Result<(Tensor, Tensor)> {
     let inverse = inverse_frequencies(config);
     let half = inverse.len();
     let (mut cos, mut sin) = (Vec::with_capacity(tokens * half), Vec::with_capacity(tokens * half));

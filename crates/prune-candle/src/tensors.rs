@@ -1,7 +1,7 @@
 //! Between checkpoints, `ndarray` and candle.
 
 use candle_core::{D, Device, Storage, Tensor};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, Array3, ArrayView2};
 use prune_core::{LayerId, TensorSource, check_finite, decode_f32};
 
 use crate::{Error, Result};
@@ -69,6 +69,12 @@ pub(crate) fn to_array(tensor: Tensor) -> Result<Array2<f32>> {
     let values = tensor.flatten_all()?.to_vec1::<f32>()?;
     Array2::from_shape_vec(shape, values)
         .map_err(|e| Error::Core(prune_core::Error::external("hidden states", e)))
+}
+
+/// A tensor of three dimensions.
+pub(crate) fn to_array3(tensor: &Tensor) -> Result<Array3<f32>> {
+    Array3::from_shape_vec(tensor.dims3()?, tensor.flatten_all()?.to_vec1::<f32>()?)
+        .map_err(|e| Error::Core(prune_core::Error::external("heads of attention", e)))
 }
 
 /// The hidden states that leave a block, checked.

@@ -1,7 +1,8 @@
-//! Reading GGUF files of the Llama family as Hugging Face checkpoints.
+//! GGUF files of the Llama family, read as Hugging Face checkpoints and written from them.
 
 mod block;
 mod config;
+mod encode;
 mod header;
 mod metadata;
 mod names;
@@ -12,5 +13,8 @@ mod source;
 mod tokenizer;
 mod tokenizer_config;
 mod types;
+mod write;
 
 pub(crate) use source::GgufSource;
+pub use types::{BlockType, GgufType};
+pub use write::{GgufExport, GgufTensor, GgufTypes, GgufValue, GgufWriter, transcode};

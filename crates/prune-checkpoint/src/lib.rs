@@ -1,4 +1,4 @@
-//! Model checkpoints as streams of tensors: safetensors and GGUF in, Hugging Face directories out.
+//! Model checkpoints as streams of tensors: safetensors and GGUF, dense and quantised, both ways.
 //!
 //! A checkpoint is never whole in memory. [`Checkpoint`] reads headers when it is opened and
 //! fetches tensors, or parts of them, by ranged reads of the files, without memory maps;
@@ -32,18 +32,28 @@
 //! | a model to read, in any format | [`Checkpoint`], [`Format`] |
 //! | its configuration, tokenizer and other files | [`Checkpoint::config`], [`Checkpoint::tokenizer_json`], [`AuxiliaryFile`], [`Contents`] |
 //! | a model directory to write | [`HfWriter`], [`WriterOptions`] |
+//! | a GGUF file to write | [`GgufExport`], [`GgufTypes`], [`GgufWriter`], [`BlockType`], [`transcode`] |
+//! | a quantised model to read | [`QuantizedCheckpoint`], [`QuantizedLayer`] |
+//! | a quantised model to write | [`QuantizedWriter`], [`QuantFormat`], [`quant_format`], [`QUANT_FORMATS`] |
 //! | fingerprints of tensors, states of files | [`digest`], [`Hasher`], [`tensor_digest`], [`FileState`] |
 //! | a file shared by threads | [`read_exact_at`], [`write_all_at`] |
+//! | legacy sparse tensors of compressed-tensors | [`compress`], [`decompress`], [`compressed_modules`], [`SparsityConfig`] |
+//! | 2:4 metadata as PyTorch keeps it | [`metadata16`], [`metadata32`], [`MetadataOrder`] |
 //! | what can go wrong | [`Error`], [`Result`] |
 
 mod auxiliary;
+mod awq;
 mod checkpoint;
+mod compressed;
+mod compressed_tensors;
 mod digest;
 mod error;
 mod gguf;
+mod gptq;
 mod layout;
 mod limits;
 mod positional;
+mod quantized;
 mod ranged_file;
 mod safetensors;
 mod staging;
@@ -51,9 +61,24 @@ mod state;
 mod writer;
 
 pub use auxiliary::{AuxiliaryFile, Contents};
+pub use awq::AwqFormat;
 pub use checkpoint::{Checkpoint, Format};
+pub use compressed::{
+    CompressedKeys, MetadataOrder, NamedTensor, SparseFormat, SparsityConfig, code_of_kept,
+    compress, compressed_modules, decompress, kept_of_code, metadata16, metadata16_codes,
+    metadata32, metadata32_codes,
+};
+pub use compressed_tensors::CompressedTensors;
 pub use digest::{Hasher, digest, tensor_digest};
 pub use error::{Error, Result};
+pub use gguf::{
+    BlockType, GgufExport, GgufTensor, GgufType, GgufTypes, GgufValue, GgufWriter, transcode,
+};
+pub use gptq::GptqFormat;
 pub use positional::{read_exact_at, write_all_at};
+pub use quantized::{
+    QUANT_FORMATS, QuantFormat, QuantizedCheckpoint, QuantizedLayer, QuantizedOptions,
+    QuantizedWriter, quant_format,
+};
 pub use state::FileState;
 pub use writer::{HfWriter, WriterOptions};

@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use prune_checkpoint::Checkpoint;
 use prune_core::{LayerInfo, Seed, TensorSource};
 use prune_pipeline::linear_layers;
+use prune_spectral::plot::{DensityPlot, DepthPlot};
 use prune_spectral::{
-    Bootstrap, Column, DiagnoseOptions, Diagnosis, Farms, Interval, Placement, Spacing, TailFit,
-    Warning, diagnose,
+    Bootstrap, Column, DiagnoseOptions, Diagnosis, Farms, Interval, Placement, Spacing, Spectrum,
+    TailFit, Warning, diagnose,
 };
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -57,10 +59,35 @@ pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
         })
         .collect::<Result<_, Error>>()?;
     bar.finish();
+    if let Some(directory) = &args.plot {
+        plot(&checkpoint, &reports, directory)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&reports))?);
     } else {
         print(&reports);
+    }
+    Ok(())
+}
+
+/// Draws the mean exponent of the blocks by depth, and the spectral density of each layer with its
+/// power law.
+fn plot(checkpoint: &Checkpoint, reports: &[LayerReport], directory: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(directory)
+        .map_err(|e| Error::Input { path: directory.into(), reason: e.to_string() })?;
+    let points = block_means(reports).into_iter().collect();
+    DepthPlot::new("alpha by depth")
+        .series("mean of the block", points)
+        .save(&directory.join("alpha-by-depth.svg"))?;
+    for report in reports {
+        let name = report.layer.id.as_str();
+        let weight = checkpoint.read_matrix(&report.layer.id.weight_name())?;
+        let spectrum = Spectrum::of(weight.view())?;
+        let mut figure = DensityPlot::new(name, &spectrum);
+        if let Ok(fit) = TailFit::default().fit(&spectrum) {
+            figure = figure.fit(fit);
+        }
+        figure.save(&directory.join(format!("{name}.svg")))?;
     }
     Ok(())
 }

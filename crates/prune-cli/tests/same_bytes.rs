@@ -4,8 +4,11 @@
 mod harness;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use harness::{calibration, copy_model, files, prune, run, tiny_llama};
+use prune_checkpoint::HfWriter;
 
 struct Setting {
     threads: &'static str,
@@ -13,14 +16,35 @@ struct Setting {
     memory: Option<String>,
 }
 
-fn compress(setting: &Setting, out: &Path, more: &[&str]) -> Vec<(String, Vec<u8>)> {
+fn command(setting: &Setting, out: &Path, more: &[&str]) -> Command {
     let mut command = prune(&["compress", &setting.model, out.to_str().unwrap()]);
-    command.args(calibration()).args(more).args(["--seed", "5", "--json"]);
+    command.args(calibration()).args(more).args(["--seed", "5", "--json", "--resume"]);
     command.env("RAYON_NUM_THREADS", setting.threads);
     if let Some(memory) = &setting.memory {
         command.args(["--memory", memory]);
     }
-    let (code, text) = run(&mut command);
+    command
+}
+
+/// Runs to the end; `interrupted`, the run is killed first when some tensors are safe.
+fn compress(
+    setting: &Setting,
+    out: &Path,
+    more: &[&str],
+    interrupted: bool,
+) -> Vec<(String, Vec<u8>)> {
+    if interrupted {
+        let journal = HfWriter::partial(out).unwrap().join("prune-journal.jsonl");
+        let mut first = command(setting, out, more);
+        let mut child = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = || std::fs::read(&journal).map_or(0, |b| b.split(|c| *c == b'\n').count());
+        while child.try_wait().unwrap().is_none() && lines() < 18 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let (code, text) = run(&mut command(setting, out, more));
     assert_eq!(code, 0, "{text}");
     files(out)
 }
@@ -56,13 +80,15 @@ fn same_in_every_setting(more: &[&str]) {
             for memory in [None, Some(small.clone())] {
                 let out = directory.path().join("out");
                 let setting = Setting { threads, model: model.clone(), memory };
-                let found = compress(&setting, &out, more);
-                std::fs::remove_dir_all(&out).unwrap();
-                let expected = first.get_or_insert_with(|| found.clone());
-                for (a, b) in expected.iter().zip(&found) {
-                    assert!(a == b, "{} differs: {threads} threads, {model}", a.0);
+                for interrupted in [false, true] {
+                    let found = compress(&setting, &out, more, interrupted);
+                    std::fs::remove_dir_all(&out).unwrap();
+                    let expected = first.get_or_insert_with(|| found.clone());
+                    for (a, b) in expected.iter().zip(&found) {
+                        assert!(a == b, "{} differs: {threads} threads, {model}", a.0);
+                    }
+                    assert_eq!(expected.len(), found.len());
                 }
-                assert_eq!(expected.len(), found.len());
             }
         }
     }
@@ -71,11 +97,11 @@ fn same_in_every_setting(more: &[&str]) {
 }
 
 #[test]
-fn wanda_gives_the_same_bytes_for_any_threads_shards_and_memory() {
+fn wanda_gives_the_same_bytes_for_any_threads_shards_memory_and_interruption() {
     same_in_every_setting(&["--method", "wanda", "--sparsity", "0.5", "--allocate", "owl"]);
 }
 
 #[test]
-fn sparsegpt_gives_the_same_bytes_for_any_threads_shards_and_memory() {
+fn sparsegpt_gives_the_same_bytes_for_any_threads_shards_memory_and_interruption() {
     same_in_every_setting(&["--method", "sparsegpt", "--sparsity", "0.5"]);
 }

@@ -15,5 +15,5 @@ pub use packing::{
     AWQ_ORDER, NibbleOrder, dense_words, pack_awq, pack_dense, pack_lanes, unpack_awq,
     unpack_dense, unpack_lanes,
 };
-pub use quantizer::{QuantTarget, Quantized, Quantizer};
+pub use quantizer::{QuantReport, QuantTarget, Quantized, Quantizer};
 pub use scheme::{Granularity, NF4_LEVELS, NumberFormat, QuantScheme, ScaleFormat, ZeroPoint};

@@ -18,8 +18,41 @@
 //!
 //! | score | of | reads |
 //! |---|---|---|
-//! | [`OutlierDistribution`] | a block | weights, input norms |
+//! | [`OutlierDistribution`] (OWL, OwLore) | a block | weights, input norms |
+//! | [`ZerothOrder`] (ECoFLaP) | a layer | a loss, by forward passes |
+//! | [`Weighing`] (ECoFLaP, first order) | a layer | weights, gradients |
+//! | [`HiddenChange`] (block influence, LIM) | a block | its inputs and outputs |
+//! | [`ZScoreDistribution`] (ZD) | a block | weights |
+//! | [`PositionWeight`] (HierarchicalPrune) | a block | its place and cost |
+//! | [`BlockRanking`] (LPViT) | rectangles of a weight | weights, gradients |
+//! | [`UnitScore`] (LLM-Pruner, Taylor) | a row | weights, gradients |
+//! | [`snip`], [`grasp`], [`synflow`], [`taylor`], [`second_order`] | a weight | weights, gradients |
+//!
+//! [`SynFlow`] runs the rounds of synaptic flow; [`FisherDiagonal`] sums squared gradients;
+//! [`Spsa`] estimates gradients by forward passes; [`Perturbed`] is a checkpoint moved along a
+//! random direction. Gradients come from the caller's framework as `ndarray` views, a loss as a
+//! [`prune_core::Objective`].
 
+mod checks;
+mod gradient;
+mod hidden_change;
+mod lpvit;
 mod outlier;
+mod position;
+mod weighing;
+mod z_score;
+mod zeroth;
 
+pub use gradient::{
+    FisherDiagonal, SynFlow, UnitScore, grasp, hessian_gradient, second_order, snip, synflow,
+    taylor,
+};
+pub use hidden_change::{HiddenChange, LimOver};
+pub use lpvit::{BlockRanking, BlockScore, BlockTaylor, TaylorOrder};
 pub use outlier::{OutlierCount, OutlierDistribution};
+pub use position::PositionWeight;
+pub use weighing::Weighing;
+pub use z_score::{Deviation, Tail, ZScoreCount, ZScoreDistribution};
+pub use zeroth::{
+    Distribution, Noise, Perturbed, SeededNoise, Spsa, SpsaGradient, Together, ZerothOrder,
+};

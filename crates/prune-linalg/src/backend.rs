@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView2, s};
 
-use crate::products::{gram_of_lower, gram_on_one_thread};
-use crate::{Error, Real, Result, Triangle, check};
+use crate::products::gram_of_lower;
+use crate::{Error, Real, Result, Triangle, Workspace, check};
 
 /// What a linear algebra library has to provide.
 ///
@@ -27,16 +27,23 @@ pub trait Backend {
     /// As there.
     fn singular_values<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>>;
 
+    /// See [`squared_singular_values`](crate::squared_singular_values).
+    ///
+    /// # Errors
+    /// As there.
+    fn squared_singular_values<T: Real>(
+        x: ArrayView2<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<Vec<f64>>;
+
     /// See [`gram_eigenvalues`](crate::gram_eigenvalues).
     ///
     /// # Errors
     /// As there.
-    fn gram_eigenvalues<T: Real>(x: ArrayView2<'_, T>) -> Result<Vec<T>> {
-        check::finite(x)?;
-        let gram = gram_on_one_thread(if x.nrows() < x.ncols() { x.reversed_axes() } else { x });
-        check::in_range("Gram matrix", &gram)?;
-        Self::eigenvalues_symmetric(gram.view())
-    }
+    fn gram_eigenvalues<T: Real>(
+        x: ArrayView2<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<Vec<f64>>;
 
     /// See [`cholesky`](crate::cholesky).
     ///

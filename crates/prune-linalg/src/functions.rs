@@ -1,6 +1,6 @@
 use ndarray::{Array2, ArrayView2};
 
-use crate::{Backend, DefaultBackend, Real, Result, Triangle};
+use crate::{Backend, DefaultBackend, Real, Result, Triangle, Workspace};
 
 /// The eigenvalues of a symmetric matrix, ascending.
 ///
@@ -29,7 +29,7 @@ pub fn eigenvalues_symmetric<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>> {
 /// The eigenvalues of a symmetric matrix, ascending, and its eigenvectors in the columns of the
 /// second result.
 ///
-/// As [`eigenvalues_symmetric`], at about seven times its cost. The sign of a vector is not
+/// As [`eigenvalues_symmetric`], at several times its cost. The sign of a vector is not
 /// specified.
 ///
 /// # Errors
@@ -69,25 +69,52 @@ pub fn singular_values<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>> {
     DefaultBackend::singular_values(a)
 }
 
-/// The squares of the singular values, ascending, as eigenvalues of the smaller of `Xᵀ X` and
-/// `X Xᵀ`.
+/// The squares of the singular values in f64, ascending; as many as the smaller dimension.
 ///
-/// One to three times as fast as [`singular_values`], but absolute errors are relative to the
-/// largest *square*: a small multiple of the unit roundoff times n times it, where n is the smaller
-/// dimension. So the squares below about n · 2e-16 of the largest are noise, and may be negative.
-/// Runs on one thread.
+/// [`singular_values`] of the matrix in f64, squared: small squares keep twice as many digits as
+/// those of [`gram_eigenvalues`]. Runs on one thread; the workspace grows to the size of `x`, and
+/// the decomposition makes a copy of it.
+///
+/// # Errors
+/// As [`singular_values`].
+///
+/// ```
+/// use ndarray::array;
+/// let x = array![[3.0f32, 0.0], [4.0, 0.0], [0.0, 2.0]];
+/// let squares = prune_linalg::squared_singular_values(x.view(), &mut Default::default())?;
+/// assert!((squares[0] - 4.0).abs() < 1e-13 && (squares[1] - 25.0).abs() < 1e-13);
+/// # Ok::<(), prune_linalg::Error>(())
+/// ```
+pub fn squared_singular_values<T: Real>(
+    x: ArrayView2<'_, T>,
+    workspace: &mut Workspace,
+) -> Result<Vec<f64>> {
+    DefaultBackend::squared_singular_values(x, workspace)
+}
+
+/// The same as [`squared_singular_values`], as eigenvalues of the smaller of `Xᵀ X` and `X Xᵀ`.
+///
+/// Three to ten times as fast, but absolute errors are relative to the largest *square*: a small
+/// multiple of the unit roundoff times n times it, where n is the smaller dimension. So squares
+/// below about n · 2e-16 of the largest are noise, and may be negative. Sums are in f64 for `x` of
+/// f32 too. Runs on one thread; the workspace grows to n x n values and n for each of 256 rows
+/// (with LAPACK: for each row of `x`).
 ///
 /// # Errors
 /// As [`eigenvalues_symmetric`].
 ///
 /// ```
 /// use ndarray::array;
-/// let squares = prune_linalg::gram_eigenvalues(array![[3.0, 0.0], [4.0, 0.0], [0.0, 2.0]].view())?;
-/// assert!((squares[0] - 4.0f64).abs() < 1e-13 && (squares[1] - 25.0).abs() < 1e-13);
+/// let x = array![[3.0f32, 0.0], [4.0, 0.0], [0.0, 2.0]];
+/// let squares = prune_linalg::gram_eigenvalues(x.view(), &mut Default::default())?;
+/// assert!((squares[0] - 4.0).abs() < 1e-13 && (squares[1] - 25.0).abs() < 1e-13);
 /// # Ok::<(), prune_linalg::Error>(())
 /// ```
-pub fn gram_eigenvalues<T: Real>(x: ArrayView2<'_, T>) -> Result<Vec<T>> {
-    DefaultBackend::gram_eigenvalues(x)
+pub fn gram_eigenvalues<T: Real>(
+    x: ArrayView2<'_, T>,
+    workspace: &mut Workspace,
+) -> Result<Vec<f64>> {
+    DefaultBackend::gram_eigenvalues(x, workspace)
 }
 
 /// The lower triangular `L` with `A = L Lᵀ` and a positive diagonal; zero above it.

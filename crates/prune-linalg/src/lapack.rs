@@ -1,7 +1,8 @@
-use ndarray::{Array2, ArrayView2};
-use ndarray_linalg::{Diag, JobSvd, MatrixLayout, UPLO};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray_linalg::{Diag, JobSvd, Lapack as Routines, MatrixLayout, UPLO};
 
-use crate::{Backend, Error, Real, Result, Triangle, check};
+use crate::{Backend, Error, Real, Result, Triangle, Workspace, check};
 
 /// LAPACK, through the crate `ndarray-linalg` and the system's OpenBLAS. Feature `ndarray-linalg`.
 ///
@@ -21,20 +22,49 @@ impl Backend for Lapack {
         Ok((values, vectors.reversed_axes().as_standard_layout().into_owned()))
     }
 
-    fn singular_values<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>> {
-        const OPERATION: &str = "singular value decomposition";
-        check::finite(a)?;
-        if a.is_empty() {
+    fn gram_eigenvalues<T: Real>(
+        x: ArrayView2<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<Vec<f64>> {
+        check::finite(x)?;
+        let x = if x.nrows() < x.ncols() { x.reversed_axes() } else { x };
+        let (k, n) = x.dim();
+        if n == 0 {
             return Ok(Vec::new());
         }
-        // Rows read as columns are the transpose, which has the same singular values.
-        let layout = column_major(a.ncols(), a.nrows())?;
-        let mut buffer: Vec<T> = a.iter().copied().collect();
-        let values = T::svddc(layout, JobSvd::None, &mut buffer)
-            .map_err(|_| Error::NoConvergence { operation: OPERATION })?
-            .s;
-        check::in_range(OPERATION, &values)?;
+        let (gram, rows) = workspace.split(n * n, k * n);
+        rows.iter_mut().zip(x.iter()).for_each(|(r, v)| *r = v.to_f64().unwrap_or(f64::NAN));
+        let layout = column_major(n, n)?;
+        // Sizes fit: both slices were cut to them.
+        if let (Ok(rows), Ok(mut square)) =
+            (ArrayView2::from_shape((k, n), &*rows), ArrayViewMut2::from_shape((n, n), &mut *gram))
+        {
+            general_mat_mul(1.0, &rows.t(), &rows, 0.0, &mut square);
+        }
+        check::in_range("Gram matrix", &*gram)?;
+        let values = f64::eigh(false, layout, UPLO::Upper, gram)
+            .map_err(|_| Error::NoConvergence { operation: SYMMETRIC })?;
+        check::in_range(SYMMETRIC, &values)?;
         Ok(values)
+    }
+
+    fn singular_values<T: Real>(a: ArrayView2<'_, T>) -> Result<Vec<T>> {
+        check::finite(a)?;
+        let mut buffer: Vec<T> = a.iter().copied().collect();
+        let values = singular_values(a.dim(), &mut buffer)?;
+        check::in_range(SINGULAR, &values)?;
+        Ok(values)
+    }
+
+    fn squared_singular_values<T: Real>(
+        x: ArrayView2<'_, T>,
+        workspace: &mut Workspace,
+    ) -> Result<Vec<f64>> {
+        check::finite(x)?;
+        let values = singular_values(x.dim(), workspace.copy(x))?;
+        let squares: Vec<f64> = values.iter().rev().map(|v| v * v).collect();
+        check::in_range(SINGULAR, &squares)?;
+        Ok(squares)
     }
 
     fn cholesky<T: Real>(a: ArrayView2<'_, T>) -> Result<Array2<T>> {
@@ -88,9 +118,23 @@ impl Backend for Lapack {
     }
 }
 
+const SINGULAR: &str = "singular value decomposition";
+
+/// Of a matrix whose elements lie row by row in `buffer`, which is overwritten.
+fn singular_values<T: Real>((rows, cols): (usize, usize), buffer: &mut [T]) -> Result<Vec<T>> {
+    if buffer.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Rows read as columns are the transpose, which has the same singular values.
+    let decomposition = T::svddc(column_major(cols, rows)?, JobSvd::None, buffer)
+        .map_err(|_| Error::NoConvergence { operation: SINGULAR })?;
+    Ok(decomposition.s)
+}
+
+const SYMMETRIC: &str = "symmetric eigenvalue decomposition";
+
 /// Values and, in the rows of the second result, vectors.
 fn symmetric<T: Real>(a: ArrayView2<'_, T>, vectors: bool) -> Result<(Vec<T>, Array2<T>)> {
-    const OPERATION: &str = "symmetric eigenvalue decomposition";
     let n = check::square(a)?;
     check::finite(a)?;
     let mut a = a.as_standard_layout().into_owned();
@@ -101,9 +145,9 @@ fn symmetric<T: Real>(a: ArrayView2<'_, T>, vectors: bool) -> Result<(Vec<T>, Ar
     if let Some(buffer) = a.as_slice_mut() {
         // Not the methods of ndarray-linalg: they compute vectors even for values alone.
         values = T::eigh(vectors, column_major(n, n)?, UPLO::Upper, buffer)
-            .map_err(|_| Error::NoConvergence { operation: OPERATION })?;
+            .map_err(|_| Error::NoConvergence { operation: SYMMETRIC })?;
     }
-    check::in_range(OPERATION, &values)?;
+    check::in_range(SYMMETRIC, &values)?;
     Ok((values, a))
 }
 

@@ -21,7 +21,8 @@
 //! | function | result | threads |
 //! |---|---|---|
 //! | [`eigenvalues_symmetric`], [`eigh`] | spectrum of a symmetric matrix | one |
-//! | [`singular_values`], [`gram_eigenvalues`] | spectrum of any matrix, and its squares | one |
+//! | [`singular_values`] | spectrum of any matrix | one |
+//! | [`squared_singular_values`], [`gram_eigenvalues`] | its squares, accurate or fast | one |
 //! | [`cholesky`] | `L` with `A = L Lᵀ` | all |
 //! | [`cholesky_solve`], [`cholesky_inverse`] | `A⁻¹ B`, `A⁻¹` | all |
 //! | [`inverse_upper_factor`] | `U` with `A⁻¹ = Uᵀ U`, for SparseGPT and GPTQ | all |
@@ -46,19 +47,22 @@ mod real;
 mod scale;
 mod tiled_cholesky;
 mod triangle;
+mod tridiagonal;
+mod workspace;
 
 pub use backend::Backend;
 pub use error::{Error, Result};
 pub use faer_backend::Faer;
 pub use functions::{
     cholesky, cholesky_inverse, cholesky_solve, eigenvalues_symmetric, eigh, gram_eigenvalues,
-    inverse_upper_factor, singular_values, solve_lower, solve_upper,
+    inverse_upper_factor, singular_values, solve_lower, solve_upper, squared_singular_values,
 };
 #[cfg(feature = "ndarray-linalg")]
 pub use lapack::Lapack;
 pub use products::{gram, product};
 pub use real::Real;
 pub use triangle::Triangle;
+pub use workspace::Workspace;
 
 /// The backend that the functions of this crate call.
 #[cfg(not(feature = "ndarray-linalg"))]

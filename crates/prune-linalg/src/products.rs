@@ -12,12 +12,6 @@ use crate::{Error, Real, Result};
 /// threads.
 pub(crate) const BAND: usize = 256;
 
-#[derive(Clone, Copy)]
-enum Threads {
-    One,
-    All,
-}
-
 /// `Xᵀ X`, symmetric to the bit.
 ///
 /// `x` is `(tokens, features)`, the result `(features, features)`. Runs on all rayon threads; the
@@ -30,25 +24,16 @@ enum Threads {
 /// assert_eq!(prune_linalg::gram(x.view()), array![[35.0, 44.0], [44.0, 56.0]]);
 /// ```
 pub fn gram<T: Real>(x: ArrayView2<'_, T>) -> Array2<T> {
-    gram_below(x, Threads::All, |_| 0)
-}
-
-/// [`gram`] on the calling thread.
-pub(crate) fn gram_on_one_thread<T: Real>(x: ArrayView2<'_, T>) -> Array2<T> {
-    gram_below(x, Threads::One, |_| 0)
+    gram_below(x, |_| 0)
 }
 
 /// `Lᵀ L` of a lower triangular `L`, whose zeros are skipped.
 pub(crate) fn gram_of_lower<T: Real>(l: ArrayView2<'_, T>) -> Array2<T> {
-    gram_below(l, Threads::All, |column| column)
+    gram_below(l, |column| column)
 }
 
 /// `Xᵀ X`, where column `c` of `X` is zero above row `first(c)`, which grows with `c`.
-fn gram_below<T: Real>(
-    x: ArrayView2<'_, T>,
-    threads: Threads,
-    first: impl Fn(usize) -> usize + Sync,
-) -> Array2<T> {
+fn gram_below<T: Real>(x: ArrayView2<'_, T>, first: impl Fn(usize) -> usize + Sync) -> Array2<T> {
     let (k, n) = x.dim();
     let mut out = Array2::zeros((n, n));
     if n == 0 || k == 0 {
@@ -66,7 +51,7 @@ fn gram_below<T: Real>(
         MatRef::from_row_major_slice(slice, k, n)
     };
     if let Some(slice) = out.as_slice_mut() {
-        bands(slice, n, threads, |r, mut band| {
+        bands(slice, n, |r, mut band| {
             let top = first(r).min(k);
             let rows = band.nrows();
             let lhs = x.submatrix(top, r, k - top, rows).transpose();
@@ -113,7 +98,7 @@ pub fn product<T: Real>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Result<Ar
     let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
     if let (Some(a), Some(b), Some(out)) = (a.as_slice(), b.as_slice(), out.as_slice_mut()) {
         let (a, b) = (MatRef::from_row_major_slice(a, m, k), MatRef::from_row_major_slice(b, k, n));
-        bands(out, n, Threads::All, |r, band| {
+        bands(out, n, |r, band| {
             let lhs = a.subrows(r, band.nrows());
             matmul(band, Accum::Replace, lhs, b, T::one(), Par::Seq);
         });
@@ -123,20 +108,14 @@ pub fn product<T: Real>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Result<Ar
 
 /// Calls `work` with the first row of each band of a row-major matrix of `cols` columns, and the
 /// band.
-fn bands<T: Real>(
-    out: &mut [T],
-    cols: usize,
-    threads: Threads,
-    work: impl Fn(usize, MatMut<'_, T>) + Sync,
-) {
+fn bands<T: Real>(out: &mut [T], cols: usize, work: impl Fn(usize, MatMut<'_, T>) + Sync) {
     let band = |(i, chunk): (usize, &mut [T])| {
         let rows = chunk.len() / cols;
         work(i * BAND, MatMut::from_row_major_slice_mut(chunk, rows, cols));
     };
-    match threads {
-        Threads::All if out.len() > BAND * cols => {
-            out.par_chunks_mut(BAND * cols).enumerate().for_each(band);
-        }
-        _ => out.chunks_mut(BAND * cols).enumerate().for_each(band),
+    if out.len() > BAND * cols {
+        out.par_chunks_mut(BAND * cols).enumerate().for_each(band);
+    } else {
+        out.chunks_mut(BAND * cols).enumerate().for_each(band);
     }
 }

@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 use approx::assert_relative_eq;
 use ndarray::{Array1, Array2, ArrayView2, array, s};
 use proptest::prelude::*;
-use prune_linalg::{Backend, Error, Real, Triangle};
+use prune_linalg::{Backend, Error, Real, Triangle, Workspace};
 
 /// Eigenvalues 2 - 2 cos(k π / (n + 1)).
 fn second_difference<T: Real>(n: usize) -> Array2<T> {
@@ -117,18 +117,43 @@ fn singular_values_match_known_spectra<B: Backend>() {
     }
 }
 
-fn gram_eigenvalues_are_squares<B: Backend>() {
-    for (rows, cols) in [(40, 40), (90, 30), (30, 90), (600, 300)] {
+fn squares_agree_with_singular_values<B: Backend>() {
+    let mut workspace = Workspace::default();
+    for (rows, cols) in [(40, 40), (90, 30), (30, 90), (600, 300), (20, 20)] {
         let a = waves(rows, cols);
         let mut expected: Vec<f64> =
             B::singular_values(a.view()).unwrap().iter().map(|s| s * s).collect();
         expected.reverse();
-        assert!(worst(&B::gram_eigenvalues(a.view()).unwrap(), &expected) < 1e-12);
+        for squares in [
+            B::gram_eigenvalues(a.view(), &mut workspace).unwrap(),
+            B::squared_singular_values(a.view(), &mut workspace).unwrap(),
+        ] {
+            assert!(worst(&squares, &expected) < 1e-12);
+        }
     }
+    // Small squares keep their digits: diag(1, 1e-7, 1e-14) squared.
+    let graded = Array2::from_diag(&array![1.0, 1e-7, 1e-14]);
+    let squares = B::squared_singular_values(graded.view(), &mut workspace).unwrap();
+    for (found, expected) in squares.iter().zip([1e-28, 1e-14, 1.0]) {
+        assert_relative_eq!(*found, expected, max_relative = 1e-2);
+    }
+    let none = Array2::<f32>::zeros((0, 4));
+    assert!(B::squared_singular_values(none.view(), &mut workspace).unwrap().is_empty());
+    assert!(B::gram_eigenvalues(none.view(), &mut workspace).unwrap().is_empty());
+    // Squares of f32 that f32 could not hold.
+    let large = Array2::<f32>::from_diag_elem(3, 1e30);
+    let squares = B::gram_eigenvalues(large.view(), &mut workspace).unwrap();
+    assert!(squares.iter().all(|s| (s / 1e60 - 1.0).abs() < 1e-6));
     let nan = array![[1.0, f64::NAN]];
-    assert!(matches!(B::gram_eigenvalues(nan.view()), Err(Error::NotFinite { .. })));
+    assert!(matches!(
+        B::gram_eigenvalues(nan.view(), &mut workspace),
+        Err(Error::NotFinite { .. })
+    ));
     let huge = Array2::from_elem((2, 2), 1e200);
-    assert!(matches!(B::gram_eigenvalues(huge.view()), Err(Error::Overflow { .. })));
+    assert!(matches!(
+        B::gram_eigenvalues(huge.view(), &mut workspace),
+        Err(Error::Overflow { .. })
+    ));
 }
 
 fn scale_costs_no_digit<B: Backend>() {
@@ -268,7 +293,7 @@ over_all!(
     eigenvalues_match_known_spectra,
     eigenvectors_diagonalise,
     singular_values_match_known_spectra,
-    gram_eigenvalues_are_squares,
+    squares_agree_with_singular_values,
     scale_costs_no_digit,
     cholesky_and_its_forms_invert,
     cholesky_reads_one_triangle,

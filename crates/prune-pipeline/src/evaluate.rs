@@ -120,10 +120,25 @@ impl<'a> CalibrationLoss<'a> {
     /// # Errors
     /// [`Error::Plan`] for windows of fewer than two tokens.
     pub fn new(calibration: &Calibration<'a>, windows: usize) -> Result<Self> {
-        if calibration.windows().length() < 2 {
+        let mut batches = Self::batches(calibration, windows)?;
+        Ok(batches.swap_remove(0))
+    }
+
+    /// The losses on consecutive batches of `windows` windows, in order; the last may be smaller.
+    /// There is at least one.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for windows of fewer than two tokens, or none.
+    pub fn batches(calibration: &Calibration<'a>, windows: usize) -> Result<Vec<Self>> {
+        let all = calibration.windows();
+        if all.length() < 2 {
             return Err(Error::plan("windows", "one token is too short; predictions need two"));
         }
-        Ok(Self { model: calibration.model(), windows: calibration.windows().first(windows) })
+        if all.windows().is_empty() {
+            return Err(Error::plan("windows", "there is none"));
+        }
+        let model = calibration.model();
+        Ok(all.batches(windows).into_iter().map(|windows| Self { model, windows }).collect())
     }
 }
 

@@ -6,11 +6,12 @@ use prune_core::{
     Budget, LayerId, LayerInfo, LayerStats, Needs, Pattern, Pruner, Scope, Seed, Target,
     TensorSource, round_to_pattern,
 };
-use prune_importance::OutlierDistribution;
+use prune_importance::{OutlierDistribution, Together, ZerothOrder};
 use prune_spectral::{Farms, Spectrum, TailFit};
 use rayon::prelude::*;
 
 use crate::calibrate::{Calibration, forward, observe};
+use crate::evaluate::CalibrationLoss;
 use crate::output_error::output_error;
 use crate::schedule::{measuring, statistics_bytes};
 use crate::{Error, Result};
@@ -28,6 +29,9 @@ pub(crate) struct Measurement<'a> {
 /// Rows and columns of the windows of FARMS: small enough to lie many times in the layers of models
 /// that a CPU runs.
 const FARMS_WINDOW: usize = 128;
+
+/// Windows of calibration data on which ECoFLaP measures the loss. Every block costs two passes.
+const ECOFLAP_WINDOWS: usize = 8;
 
 /// Sparsities at which error curves are measured.
 const SPARSITIES: [f64; 11] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
@@ -67,6 +71,7 @@ impl Measurement<'_> {
                 let farms = farms.fit(TailFit::peak());
                 exponents(source, layers, |weight| Ok(farms.measure(weight)?.alpha))
             }
+            ScoreKind::ZerothOrder => self.zeroth_order(source, layers),
             other => Err(Error::recipe(
                 format!("the allocator `{}`", self.allocator),
                 format!("needs a measurement ({other:?}) that takes gradients; use it from Rust"),
@@ -82,6 +87,14 @@ impl Measurement<'_> {
 
     fn spectral(&self, error: prune_spectral::Error) -> Error {
         Error::Core(prune_core::Error::external(self.allocator, error))
+    }
+
+    /// ECoFLaP's score, by the loss on the first windows of the calibration data: two forward
+    /// passes a transformer block.
+    fn zeroth_order(&self, source: &dyn TensorSource, layers: &[LayerInfo]) -> Result<Measured> {
+        let mut loss = CalibrationLoss::new(self.calibration()?, ECOFLAP_WINDOWS)?;
+        let score = ZerothOrder::default().with_together(Together::Block).with_seed(self.seed);
+        Ok(Measured::Scores(score.scores(layers, source, &mut [&mut loss], &mut |_, _| ())?))
     }
 
     fn not_observed(&self, layer: &LayerInfo) -> Error {

@@ -100,10 +100,10 @@ impl TokenWindows {
         &self.windows
     }
 
-    /// The first `count` windows, or all when there are fewer.
-    pub(crate) fn first(&self, count: usize) -> Self {
-        let windows = self.windows.iter().take(count.max(1)).cloned().collect();
-        Self { windows, length: self.length }
+    /// The windows in batches of `count`, in order.
+    pub(crate) fn batches(&self, count: usize) -> Vec<Self> {
+        let batch = |windows: &[Vec<u32>]| Self { windows: windows.to_vec(), length: self.length };
+        self.windows.chunks(count.max(1)).map(batch).collect()
     }
 
     /// Tokens of a window.

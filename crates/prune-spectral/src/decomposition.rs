@@ -1,5 +1,5 @@
-use ndarray::{Array2, ArrayView2};
-use prune_linalg::Real;
+use ndarray::ArrayView2;
+use prune_linalg::{Real, Workspace};
 
 use crate::Result;
 
@@ -30,10 +30,10 @@ pub(crate) fn gram_error(n: usize, largest: f64) -> f64 {
 pub(crate) fn squared_singular_values<T: Real>(
     matrix: ArrayView2<'_, T>,
     decomposition: Decomposition,
+    workspace: &mut Workspace,
 ) -> Result<Vec<f64>> {
-    let matrix: Array2<f64> = matrix.mapv(|v| v.to_f64().unwrap_or(f64::NAN));
     if decomposition != Decomposition::SingularValues {
-        let values = prune_linalg::gram_eigenvalues(matrix.view())?;
+        let values = prune_linalg::gram_eigenvalues(matrix, workspace)?;
         let (smallest, largest) =
             (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(0.0));
         if decomposition == Decomposition::Gram
@@ -42,8 +42,5 @@ pub(crate) fn squared_singular_values<T: Real>(
             return Ok(values.into_iter().map(|v| v.max(0.0)).collect());
         }
     }
-    let mut values = prune_linalg::singular_values(matrix.view())?;
-    values.reverse();
-    values.iter_mut().for_each(|v| *v *= *v);
-    Ok(values)
+    Ok(prune_linalg::squared_singular_values(matrix, workspace)?)
 }

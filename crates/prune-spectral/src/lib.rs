@@ -24,6 +24,7 @@
 //! | random bulk and spikes | [`BulkFit`], [`Bulk`] |
 //! | the same elements without correlations | [`shuffled_spectrum`], [`jensen_shannon_distance`] |
 //! | learning rates from exponents | [`TempBalance`] |
+#![cfg_attr(feature = "plot", doc = "| figures, as SVG and PNG | [`plot`] |")]
 
 mod bulk;
 mod decomposition;
@@ -33,6 +34,8 @@ mod error;
 mod farms;
 mod fit;
 mod metrics;
+#[cfg(feature = "plot")]
+pub mod plot;
 mod shuffled;
 mod spectrum;
 mod temp_balance;

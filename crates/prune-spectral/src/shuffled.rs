@@ -1,5 +1,5 @@
 use prune_core::SeedStream;
-use prune_linalg::Real;
+use prune_linalg::{Real, Workspace};
 
 use crate::decomposition::{Decomposition, squared_singular_values};
 use crate::spectrum::CONV_NORM;
@@ -38,6 +38,7 @@ pub fn shuffled_spectrum<'a, T: Real>(
     let (longer, shorter) = (weight.longer(), weight.shorter());
     let matrices = weight.matrices();
     let mut values = Vec::with_capacity(replicas * matrices.len() * shorter);
+    let mut workspace = Workspace::default();
     for _ in 0..replicas {
         for matrix in &matrices {
             let mut shuffled = matrix.as_standard_layout().into_owned();
@@ -46,7 +47,8 @@ pub fn shuffled_spectrum<'a, T: Real>(
                     elements.swap(i, stream.below(i as u64 + 1) as usize);
                 }
             }
-            let squares = squared_singular_values(shuffled.view(), Decomposition::Auto)?;
+            let squares =
+                squared_singular_values(shuffled.view(), Decomposition::Auto, &mut workspace)?;
             values.extend(squares.iter().map(|v| v * scale));
         }
     }

@@ -1,4 +1,4 @@
-use prune_linalg::Real;
+use prune_linalg::{Real, Workspace};
 
 use crate::decomposition::{Decomposition, squared_singular_values};
 use crate::{Error, Result, Weight};
@@ -30,8 +30,8 @@ impl Spectrum {
     /// The spectrum of a weight, exact to 1e-6 of every eigenvalue that is not zero to working
     /// precision.
     ///
-    /// Memory: a copy of one matrix in f64 and its Gram matrix. Runs on one thread; costs
-    /// O(N M²) for each matrix of N x M, N ≥ M.
+    /// Memory: one Gram matrix in f64, and a copy of the matrix where singular values are needed.
+    /// Runs on one thread; costs O(N M²) for each matrix of N x M, N ≥ M.
     ///
     /// # Errors
     /// [`Error::Empty`]; [`Error::Linalg`] for NaN and infinity.
@@ -52,8 +52,9 @@ impl Spectrum {
         let (longer, shorter) = (weight.longer(), weight.shorter());
         let matrices = weight.matrices();
         let mut values = Vec::with_capacity(matrices.len() * shorter);
+        let mut workspace = Workspace::default();
         for matrix in &matrices {
-            let squares = squared_singular_values(*matrix, decomposition)?;
+            let squares = squared_singular_values(*matrix, decomposition, &mut workspace)?;
             values.extend(squares.iter().map(|v| v * scale));
         }
         values.sort_unstable_by(f64::total_cmp);

@@ -54,10 +54,16 @@
 //! own takes one method: see [`ScorePruner`](prune_core::ScorePruner). [`permute_channels`] orders
 //! input channels so that N:M groups keep more. Where all layers of a model compete,
 //! [`global_magnitude_counts`] says how many weights each gives up.
+//!
+//! [`Armor`] is no pruner but a [`Factoriser`](prune_core::Factoriser): it puts an N:M core between
+//! two block-diagonal matrices. [`FACTORISERS`] lists such methods and [`factoriser`] makes one by
+//! name; [`armor()`] is the function behind it and [`ArmorLayer`] what it makes.
 
 mod admm;
+mod armor;
 mod channel_norms;
 mod dsnot;
+mod factorisers;
 mod global;
 mod gram_layer;
 mod magnitude;
@@ -73,7 +79,12 @@ mod wanda;
 mod wanda_share;
 
 pub use admm::{Admm, Alps};
+pub use armor::{
+    AdamOptions, Armor, ArmorLayer, ArmorMethod, ArmorOptions, ArmorSolution, CoreRate, Fidelity,
+    GroupChoice, Keep, Patience, Precision, Schedule, armor,
+};
 pub use dsnot::{Dsnot, SignCheck};
+pub use factorisers::{FACTORISERS, factoriser};
 pub use global::global_magnitude_counts;
 pub use magnitude::Magnitude;
 pub use nowag::NoWag;

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use super::metadata::Metadata;
 use super::reader::Reader;
-use super::types::Storage;
+use super::types::GgufType;
 use crate::ranged_file::RangedFile;
 use crate::{Error, Result, limits};
 
@@ -16,7 +16,7 @@ pub(super) struct Header {
 pub(super) struct Stored {
     /// The name in the file: `blk.0.attn_q.weight`.
     pub(super) name: String,
-    pub(super) storage: Storage,
+    pub(super) storage: GgufType,
     /// Outermost dimension first, the reverse of the order in the file.
     pub(super) shape: Vec<usize>,
     /// First byte, from the start of the file.
@@ -116,10 +116,10 @@ fn read_tensor(reader: &mut Reader<'_>, file: &RangedFile, number: u64) -> Resul
     }
     shape.reverse();
     let id = reader.u32(&name)?;
-    let storage = Storage::from_id(id).ok_or_else(|| {
+    let storage = GgufType::from_id(id).ok_or_else(|| {
         wrong(
             "the type",
-            format!("number {id} ({})", Storage::foreign_name(id)),
+            format!("number {id} ({})", GgufType::foreign_name(id)),
             "F32, F16, BF16, F64, I8 to I64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K"
                 .to_string(),
         )

@@ -38,6 +38,13 @@ impl Llama3Scaling {
             .then_some(scaling)
     }
 
+    /// The divisors of all frequencies of heads of `size` rows, as a GGUF file stores them.
+    pub(super) fn divisors(&self, theta: f64, size: usize) -> Vec<f32> {
+        let count = size / 2;
+        let frequency = |i: usize| theta.powf(-(i as f64) / count as f64);
+        (0..count).map(|i| self.divisor(frequency(i)) as f32).collect()
+    }
+
     /// By what the frequency `frequency` is divided.
     fn divisor(&self, frequency: f64) -> f64 {
         let wavelength = TAU / frequency;
@@ -69,6 +76,14 @@ mod tests {
         let scaling = Llama3Scaling::recover(&FACTORS, 500_000.0).unwrap();
         assert_eq!(scaling.factor, 32.0);
         assert_eq!(scaling.original_context, 8192);
+    }
+
+    #[test]
+    fn the_factors_come_back_from_the_parameters() {
+        let scaling = Llama3Scaling::recover(&FACTORS, 500_000.0).unwrap();
+        for (a, b) in scaling.divisors(500_000.0, 32).iter().zip(FACTORS) {
+            assert!((a / b - 1.0).abs() < 1e-6, "{a} {b}");
+        }
     }
 
     #[test]

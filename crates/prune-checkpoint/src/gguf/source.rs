@@ -11,7 +11,7 @@ use super::metadata::Metadata;
 use super::names::hugging_face_name;
 use super::permutation::HeadOrder;
 use super::rope::Llama3Scaling;
-use super::types::Storage;
+use super::types::GgufType;
 use super::{config, tokenizer, tokenizer_config};
 use crate::ranged_file::RangedFile;
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ pub(crate) struct GgufSource {
 
 #[derive(Debug, Clone, Copy)]
 struct Place {
-    storage: Storage,
+    storage: GgufType,
     start: u64,
     /// Elements of a row, the innermost dimensions of a permuted tensor.
     row: usize,
@@ -125,13 +125,13 @@ impl GgufSource {
     fn read_span(
         &self,
         name: &str,
-        storage: Storage,
+        storage: GgufType,
         start: u64,
         offset: usize,
         mut buf: &mut [u8],
     ) -> Result<()> {
         let what = format_args!("tensor `{name}`");
-        let Storage::Blocks(block) = storage else {
+        let GgufType::Blocks(block) = storage else {
             return self.file.read_at(what, start + offset as u64, buf);
         };
         let delivered = 4 * block.elements();
@@ -193,8 +193,8 @@ impl GgufSource {
                 }
                 let row = &raw[(wanted - head) * stored_row..][..stored_row];
                 match storage {
-                    Storage::Plain(_) => now.copy_from_slice(&row[skip..skip + take]),
-                    Storage::Blocks(block) => dequantize(block, row, skip, now),
+                    GgufType::Plain(_) => now.copy_from_slice(&row[skip..skip + take]),
+                    GgufType::Blocks(block) => dequantize(block, row, skip, now),
                 }
             }
             at += take;
@@ -248,7 +248,7 @@ fn recover_scaling(
     let theta = config::rope_theta(metadata, architecture)?;
     let head = config::Heads::of(metadata, architecture)?.size;
     // One factor for every two rows of a head: a real file has 32 to 128.
-    if tensor.storage == Storage::Plain(prune_core::DType::F32)
+    if tensor.storage == GgufType::Plain(prune_core::DType::F32)
         && tensor.shape == [head as usize / 2]
     {
         let mut bytes = vec![0; tensor.bytes as usize];

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use ndarray::ArrayView2;
 
 use super::{QuantScheme, QuantizedMatrix};
@@ -16,19 +14,37 @@ pub struct QuantTarget<'a> {
     pub keep: Option<&'a Mask>,
 }
 
-/// What a quantizer did.
+/// What a quantizer did to one layer: the codes, and what must be known to judge them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantized {
     /// The quantised weight.
     pub matrix: QuantizedMatrix,
-    /// Numbers worth keeping beside it, by name: `loss`, `damping`, `dead_columns`.
-    pub facts: BTreeMap<&'static str, f64>,
+    /// What happened on the way.
+    pub report: QuantReport,
 }
 
 impl From<QuantizedMatrix> for Quantized {
+    /// A matrix with nothing to report.
     fn from(matrix: QuantizedMatrix) -> Self {
-        Self { matrix, facts: BTreeMap::new() }
+        Self { matrix, report: QuantReport::default() }
     }
+}
+
+/// What a quantizer did besides choosing codes, for the record of a run. Methods leave what they
+/// do not compute at its default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct QuantReport {
+    /// What the method minimised, at its result; the method says in which unit.
+    pub loss: Option<f64>,
+    /// What was added to the diagonal of the layer's Gram matrix, over the mean of that diagonal;
+    /// the value that worked. `None` for methods that do not damp.
+    pub damping: Option<f64>,
+    /// How many times the damping had to be raised above the one asked for.
+    pub damping_raised: u32,
+    /// Input channels that were 0 on every calibration token.
+    pub dead_columns: usize,
+    /// Anything else that differs from what was asked for, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Turns the weights of one layer into codes.

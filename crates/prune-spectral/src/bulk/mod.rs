@@ -4,4 +4,6 @@ mod density;
 mod marchenko_pastur;
 mod simplex;
 
+#[cfg(feature = "plot")]
+pub(crate) use marchenko_pastur::density_of_law;
 pub use marchenko_pastur::{Bulk, BulkFit, SquareLaw};

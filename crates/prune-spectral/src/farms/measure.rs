@@ -1,10 +1,11 @@
 use ndarray::{ArrayView2, s};
-use prune_linalg::Real;
+use prune_linalg::{Real, Workspace};
 use rayon::prelude::*;
 
 use super::options::Farms;
 use super::spectra::{Group, WindowSpectra};
 use super::windows::{Window, WindowPlan};
+use super::workspaces::Workspaces;
 use crate::decomposition::{Decomposition, gram_error, squared_singular_values};
 use crate::spectrum::CONV_NORM;
 use crate::{PowerLaw, Result, Weight};
@@ -71,7 +72,7 @@ pub(super) fn spectra<T: Real>(farms: &Farms, weight: Weight<'_, T>) -> Result<W
 }
 
 /// Factor of the error bound of a Gram matrix below which an eigenvalue may as well be zero.
-const DOUBTFUL: f64 = 16.0;
+const DOUBTFUL: f64 = 4.0;
 
 fn decompose<T: Real>(
     plan: &WindowPlan,
@@ -84,10 +85,11 @@ fn decompose<T: Real>(
     };
     let matrices = weight.matrices();
     let places = plan.windows();
+    let workspaces = Workspaces::default();
     let spectrum = |job: usize| -> Result<Vec<f64>> {
         let (place, matrix) = (places[job / matrices.len()], matrices[job % matrices.len()]);
         let matrix = if plan.transposed { matrix.reversed_axes() } else { matrix };
-        let mut values = window_spectrum(place, matrix, decomposition)?;
+        let mut values = workspaces.lend(|w| window_spectrum(place, matrix, decomposition, w))?;
         values.iter_mut().for_each(|v| *v *= scale);
         Ok(values)
     };
@@ -112,17 +114,18 @@ fn window_spectrum<T: Real>(
     place: Window,
     matrix: ArrayView2<'_, T>,
     decomposition: Decomposition,
+    workspace: &mut Workspace,
 ) -> Result<Vec<f64>> {
     let Window { row, col, rows, cols } = place;
     let window = matrix.slice(s![row..row + rows, col..col + cols]);
     if decomposition == Decomposition::Auto {
         // Small eigenvalues may have few digits: whether the tail has enough is decided when it is
         // known. But which are zero must be clear.
-        let values = squared_singular_values(window, Decomposition::Gram)?;
+        let values = squared_singular_values(window, Decomposition::Gram, workspace)?;
         let largest = values.last().copied().unwrap_or(0.0);
         if values.first().is_none_or(|v| *v > DOUBTFUL * gram_error(values.len(), largest)) {
             return Ok(values);
         }
     }
-    squared_singular_values(window, Decomposition::SingularValues)
+    squared_singular_values(window, Decomposition::SingularValues, workspace)
 }

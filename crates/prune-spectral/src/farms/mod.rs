@@ -5,6 +5,7 @@ mod measure;
 mod options;
 mod spectra;
 mod windows;
+mod workspaces;
 
 pub use bootstrap::{Bootstrap, Interval};
 pub use measure::FarmsMeasure;

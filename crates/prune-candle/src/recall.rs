@@ -1,0 +1,237 @@
+use ndarray::s;
+use prune_core::{Seed, SeedStream};
+use prune_quant::kv::{DenseKv, KvStore};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::kv_text::{BATCH, prediction, run_prompt};
+use crate::{Decoder, Error, Feed, KvKind, KvOrder, Result, Tokenizer};
+
+/// The shape of a [`RecallTask`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecallOptions {
+    /// Prompts, each with pairs of its own.
+    pub prompts: usize,
+    /// Pairs in a prompt, at most 256.
+    pub pairs: usize,
+    /// Questions about each prompt, at most `pairs`, spread over its length.
+    pub questions: usize,
+    /// Digits of a value.
+    pub digits: usize,
+    /// Where names and values come from.
+    pub seed: Seed,
+}
+
+impl Default for RecallOptions {
+    /// 8 prompts of 24 pairs with 8 questions and 4 digits: 64 questions.
+    fn default() -> Self {
+        Self { prompts: 8, pairs: 24, questions: 8, digits: 4, seed: Seed::default() }
+    }
+}
+
+/// A synthetic long-range recall task: pairs of a name and a number in a prompt, one of which is
+/// asked for at the end.
+///
+/// ```text
+/// The code of the red fox is 4821.
+/// The code of the old lamp is 9077.
+/// ...
+/// The code of the red fox is
+/// ```
+///
+/// The answer stands once, as far back as the pair is, and no other part of the text helps: what is
+/// measured is whether attention finds it through the cache. An answer is right when every token of
+/// it is the likeliest, which is when greedy generation gives it word for word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecallTask {
+    prompts: Vec<Prompt>,
+}
+
+/// The token ids of a question and of its answer.
+type Asked = (Vec<u32>, Vec<u32>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Prompt {
+    context: Vec<u32>,
+    /// Question and answer.
+    asked: Vec<Asked>,
+}
+
+const ADJECTIVES: [&str; 16] = [
+    "red", "old", "small", "dark", "green", "cold", "blue", "young", "white", "warm", "black",
+    "tall", "quiet", "bright", "long", "new",
+];
+const NOUNS: [&str; 16] = [
+    "fox", "lamp", "house", "river", "table", "horse", "garden", "letter", "door", "tree", "ship",
+    "road", "book", "chair", "stone", "bird",
+];
+
+impl RecallTask {
+    /// The task in the tokens of a model.
+    ///
+    /// # Errors
+    /// [`Error::Core`] with `OutOfRange` for options outside their range; [`Error::Tokenizer`].
+    pub fn new(tokenizer: &Tokenizer, options: &RecallOptions) -> Result<Self> {
+        let RecallOptions { prompts, pairs, questions, digits, seed } = *options;
+        let names = ADJECTIVES.len() * NOUNS.len();
+        for (what, value, most) in [
+            ("prompts of a recall task", prompts, usize::MAX),
+            ("pairs of a recall prompt", pairs, names),
+            ("questions about a recall prompt", questions, pairs),
+            ("digits of a recalled value", digits, 12),
+        ] {
+            if value == 0 || value > most {
+                return Err(Error::Core(prune_core::Error::OutOfRange {
+                    what: what.into(),
+                    found: value.to_string(),
+                    expected: format!("between 1 and {most}"),
+                }));
+            }
+        }
+        let mut stream = seed.stream("recall");
+        let prompts = (0..prompts).map(|_| {
+            let named = shuffled(names, &mut stream).into_iter().take(pairs);
+            let mut context = Vec::new();
+            let mut lines = Vec::with_capacity(pairs);
+            for name in named {
+                let (adjective, noun) = (ADJECTIVES[name / 16], NOUNS[name % 16]);
+                let question = format!("The code of the {adjective} {noun} is");
+                let value: String = (0..digits).map(|_| digit(&mut stream)).collect();
+                // Encoded in parts, so that the answer has the same tokens everywhere.
+                let question = tokenizer.encode(&question)?;
+                let answer = tokenizer.encode(&format!(" {value}"))?;
+                if question.is_empty() || answer.is_empty() {
+                    let reason = format!("no tokens for `{value}` or for the question after it");
+                    return Err(Error::Tokenizer(reason));
+                }
+                context.extend(&question);
+                context.extend(&answer);
+                context.extend(tokenizer.encode(".\n")?);
+                lines.push((question, answer));
+            }
+            let step = pairs as f64 / questions as f64;
+            let asked = (0..questions).map(|i| lines[(i as f64 * step) as usize].clone());
+            Ok(Prompt { context, asked: asked.collect() })
+        });
+        Ok(Self { prompts: prompts.collect::<Result<_>>()? })
+    }
+
+    /// Questions in all.
+    pub fn questions(&self) -> usize {
+        self.prompts.iter().map(|p| p.asked.len()).sum()
+    }
+
+    /// Tokens of the longest prompt.
+    pub fn longest(&self) -> usize {
+        self.prompts.iter().map(|p| p.context.len()).max().unwrap_or(0)
+    }
+
+    /// The task with its prompts run once, in full precision.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::forward`].
+    pub fn prepare<'a>(&'a self, decoder: &'a Decoder) -> Result<RecallBench<'a>> {
+        let caches = self.prompts.iter().map(|p| run_prompt(decoder, &p.context));
+        Ok(RecallBench { decoder, task: self, caches: caches.collect::<Result<_>>()? })
+    }
+}
+
+fn shuffled(count: usize, stream: &mut SeedStream) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..count).collect();
+    for i in (1..count).rev() {
+        all.swap(i, stream.below(i as u64 + 1) as usize);
+    }
+    all
+}
+
+fn digit(stream: &mut SeedStream) -> char {
+    char::from(b'0' + stream.below(10) as u8)
+}
+
+/// How much a model recalls through a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RecallScore {
+    /// Fraction of answers that were right in every token.
+    pub exact: f64,
+    /// Questions.
+    pub questions: usize,
+    /// Mean negative log-likelihood of a token of the answers, in nats: tells configurations
+    /// apart that answer equally well.
+    pub answer_loss: f64,
+    /// Bytes of the caches of all prompts before the first question, allocated.
+    pub cache_bytes: usize,
+}
+
+/// A [`RecallTask`] that is ready for many caches.
+///
+/// ```no_run
+/// # use prune_candle::{Decoder, KvKind, LlamaModel, RecallOptions, RecallTask, Tokenizer};
+/// # use prune_checkpoint::Checkpoint;
+/// # use prune_quant::kv::{KvConfig, KvScheme};
+/// # let checkpoint = Checkpoint::open("model".as_ref())?;
+/// # let model = LlamaModel::new(&checkpoint.config()?, &checkpoint)?;
+/// # let tokenizer = Tokenizer::from_bytes(&std::fs::read("model/tokenizer.json")?)?;
+/// let decoder = Decoder::load(&model, &checkpoint)?;
+/// let task = RecallTask::new(&tokenizer, &RecallOptions::default())?;
+/// let bench = task.prepare(&decoder)?;
+/// let config = KvConfig::uniform(decoder.kv_shape().layers, "KV4".parse()?, KvScheme::kivi())?;
+/// let score = bench.evaluate(&KvKind::Quantized(config))?;
+/// println!("{:.1} % recalled", 100.0 * score.exact);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct RecallBench<'a> {
+    decoder: &'a Decoder,
+    task: &'a RecallTask,
+    caches: Vec<DenseKv>,
+}
+
+impl RecallBench<'_> {
+    /// What is recalled through caches of this kind. A prompt goes into the cache once, each of
+    /// its questions continues a copy of it: question and answer in one pass, the prompt seen
+    /// through the cache.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::forward`].
+    pub fn evaluate(&self, kind: &KvKind) -> Result<RecallScore> {
+        let filled: Vec<Box<dyn KvStore>> =
+            self.caches.par_iter().map(|c| kind.filled(c)).collect::<Result<_>>()?;
+        let asked: Vec<(usize, &Asked)> = self
+            .task
+            .prompts
+            .iter()
+            .enumerate()
+            .flat_map(|(prompt, p)| p.asked.iter().map(move |a| (prompt, a)))
+            .collect();
+        let (mut right, mut loss, mut tokens) = (0, 0.0, 0);
+        for batch in asked.chunks(BATCH) {
+            let mut caches: Vec<Box<dyn KvStore>> = Vec::with_capacity(batch.len());
+            let mut texts = Vec::with_capacity(batch.len());
+            for (prompt, (question, answer)) in batch {
+                caches.push(filled[*prompt].boxed_clone());
+                let mut text = question.clone();
+                text.extend(&answer[..answer.len() - 1]);
+                texts.push(text);
+            }
+            let mut feeds: Vec<Feed<'_>> = texts
+                .iter()
+                .zip(&mut caches)
+                .map(|(tokens, cache)| Feed { tokens, cache: &mut **cache })
+                .collect();
+            let hidden = self.decoder.forward(&mut feeds, KvOrder::default())?;
+            for ((_, (question, answer)), hidden) in batch.iter().zip(&hidden) {
+                let logits = self.decoder.logits(hidden.slice(s![question.len() - 1.., ..]))?;
+                let predicted: Vec<(f64, bool)> =
+                    logits.outer_iter().zip(answer).map(|(row, t)| prediction(row, *t)).collect();
+                right += usize::from(predicted.iter().all(|(_, correct)| *correct));
+                loss += predicted.iter().map(|(loss, _)| loss).sum::<f64>();
+                tokens += predicted.len();
+            }
+        }
+        Ok(RecallScore {
+            exact: right as f64 / asked.len() as f64,
+            questions: asked.len(),
+            answer_loss: loss / tokens as f64,
+            cache_bytes: filled.iter().map(|c| c.bytes()).sum(),
+        })
+    }
+}

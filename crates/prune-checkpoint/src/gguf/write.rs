@@ -1,0 +1,13 @@
+//! Writing GGUF files that llama.cpp loads.
+
+mod choice;
+mod export;
+mod file;
+mod metadata;
+mod tokenizer;
+mod transcode;
+
+pub use choice::GgufTypes;
+pub use export::GgufExport;
+pub use file::{GgufTensor, GgufValue, GgufWriter};
+pub use transcode::transcode;

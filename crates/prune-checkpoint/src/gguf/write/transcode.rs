@@ -1,0 +1,119 @@
+use prune_core::{Granularity, NumberFormat, QuantizedMatrix, ZeroPoint};
+
+use half::f16;
+
+use super::super::types::BlockType;
+use crate::{Error, Result};
+
+/// The blocks of a quantised matrix without quantising again: its codes as they are.
+///
+/// | matrix | type | exact |
+/// |---|---|---|
+/// | 4-bit symmetric | Q4_0 | where scales are f16 |
+/// | 4-bit with zero points | Q4_1 | but for the minimum `−zero · scale`, rounded to f16 |
+/// | 5-bit, likewise | Q5_0, Q5_1 | likewise |
+/// | 8-bit symmetric | Q8_0 | where scales are f16 |
+///
+/// Groups have to be whole rows or multiples of 32 columns, in the order of the columns. Scales
+/// that are not f16 are rounded to it.
+///
+/// # Errors
+/// [`Error::Tensor`] naming `what` when the matrix does not fit the type: other codes, groups that
+/// cut blocks, an order of groups or scales of columns of its own, a scale beyond f16.
+///
+/// ```
+/// use ndarray::Array2;
+/// use prune_checkpoint::{BlockType, transcode};
+/// use prune_core::{QuantScheme, QuantizedMatrix, QuantizedParts};
+///
+/// let parts = QuantizedParts {
+///     scheme: QuantScheme::int(4)?.group(32),
+///     codes: Array2::from_shape_fn((1, 64), |(_, j)| (j % 16) as u8),
+///     scales: ndarray::array![[0.5, 0.25]],
+///     zeros: None,
+///     global_scale: None,
+///     group_index: None,
+///     column_scales: None,
+/// };
+/// let matrix = QuantizedMatrix::from_parts("w", parts)?;
+/// let bytes = transcode("w", &matrix, BlockType::Q4_0)?;
+/// let back = BlockType::Q4_0.decode("w", &bytes)?;
+/// assert_eq!(back, matrix.dequantize().into_raw_vec_and_offset().0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<Vec<u8>> {
+    let scheme = matrix.scheme();
+    let refuse = |expected: &str| Error::Tensor {
+        path: Default::default(),
+        tensor: what.to_string(),
+        field: "the quantisation scheme",
+        found: format!("`{scheme}`, to be stored as {}", super::super::types::GgufType::Blocks(to)),
+        expected: expected.to_string(),
+    };
+    let (bits, zero) = match to {
+        BlockType::Q4_0 => (4, ZeroPoint::Symmetric),
+        BlockType::Q4_1 => (4, ZeroPoint::Integer),
+        BlockType::Q5_0 => (5, ZeroPoint::Symmetric),
+        BlockType::Q5_1 => (5, ZeroPoint::Integer),
+        BlockType::Q8_0 => (8, ZeroPoint::Symmetric),
+        _ => return Err(refuse("Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 as the type")),
+    };
+    let symmetric = zero == ZeroPoint::Symmetric;
+    if scheme.number != (NumberFormat::Int { bits }) || (symmetric && scheme.zero != zero) {
+        return Err(refuse(match symmetric {
+            true => "symmetric integers of as many bits as the type has",
+            false => "integers of as many bits as the type has",
+        }));
+    }
+    let fits = match scheme.granularity {
+        Granularity::Group(n) => n.is_multiple_of(BLOCK),
+        Granularity::PerChannel | Granularity::PerTensor => true,
+        Granularity::Flat(_) => false,
+    };
+    if !fits || !matrix.cols().is_multiple_of(BLOCK) {
+        return Err(refuse("groups and rows of multiples of 32 columns"));
+    }
+    if matrix.group_index().is_some() {
+        return Err(refuse("groups in the order of the columns; quantise with static groups"));
+    }
+    if matrix.column_scales().is_some() {
+        return Err(refuse("no scales of columns; fold them into the layer before"));
+    }
+    let middle = (1u32 << (bits - 1)) as f32;
+    let mut out = Vec::with_capacity(matrix.rows() * matrix.cols() / BLOCK * to.bytes());
+    let mut codes = [0u8; BLOCK];
+    for (r, row) in matrix.codes().outer_iter().enumerate() {
+        for first in (0..matrix.cols()).step_by(BLOCK) {
+            for (code, value) in codes.iter_mut().zip(row.iter().skip(first)) {
+                *code = *value;
+            }
+            let at = matrix.scale_at(r, first);
+            let scale = matrix.scales()[at];
+            out.extend(f16::from_f32(scale).to_le_bytes());
+            if !symmetric {
+                let zero = matrix.zeros().map_or(middle, |z| z[at]);
+                out.extend(f16::from_f32(-zero * scale).to_le_bytes());
+            }
+            push_codes(&mut out, to, &codes);
+        }
+    }
+    match super::super::encode::first_overflow(to, &out) {
+        None => Ok(out),
+        Some(_) => Err(refuse("scales and minima within f16")),
+    }
+}
+
+const BLOCK: usize = 32;
+
+fn push_codes(out: &mut Vec<u8>, to: BlockType, codes: &[u8; BLOCK]) {
+    match to {
+        // Offset binary to two's complement.
+        BlockType::Q8_0 => out.extend(codes.iter().map(|c| c ^ 0x80)),
+        BlockType::Q5_0 | BlockType::Q5_1 => {
+            let high = codes.iter().enumerate().fold(0, |h, (e, c)| h | u32::from(c >> 4) << e);
+            out.extend(high.to_le_bytes());
+            out.extend((0..16).map(|j| codes[j] & 15 | (codes[j + 16] & 15) << 4));
+        }
+        _ => out.extend((0..16).map(|j| codes[j] | codes[j + 16] << 4)),
+    }
+}

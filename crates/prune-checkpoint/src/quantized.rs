@@ -1,0 +1,15 @@
+//! Checkpoints whose linear layers are stored as codes.
+
+mod bytes;
+mod checkpoint;
+mod format;
+mod parts;
+mod writer;
+
+pub(crate) use bytes::{i32s, u32s, words_to_bytes};
+pub use checkpoint::QuantizedCheckpoint;
+pub(crate) use format::check_extras;
+pub use format::{QUANT_FORMATS, QuantFormat, quant_format};
+pub use parts::QuantizedLayer;
+pub(crate) use parts::{LayerReader, LayerTensors, Reader, refuse, scale_dtype, scale_format};
+pub use writer::{QuantizedOptions, QuantizedWriter};

@@ -1,0 +1,281 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prune_core::{DType, LayerId, QuantizedMatrix, TensorInfo, TensorSource, encode_f32};
+use serde_json::Value;
+
+use super::{LayerReader, LayerTensors, QuantizedLayer, Reader, scale_dtype};
+use crate::{AuxiliaryFile, Checkpoint, Contents, Error, Result, awq, compressed_tensors, gptq};
+
+/// A checkpoint in compressed-tensors, GPTQ or AWQ format, read as matrices of codes or, through
+/// [`TensorSource`], as the weights that they stand for.
+///
+/// Weights are delivered under their plain names in the dtype of the scales, with the bits that the
+/// reference decoders give. Opening reads headers and shapes and checks all of them. A layer is
+/// decoded when it is asked for, and the last one is kept, so that it can be read in parts.
+///
+/// | format | variants that are read |
+/// |---|---|
+/// | compressed-tensors | `pack-quantized`, integers of 1 to 8 bits, packed before and since 0.18 |
+/// | GPTQ | `gptq` (v1) and `gptq_v2`, 2 to 8 bits, any order of groups |
+/// | AWQ | `gemm`, 4 bits |
+///
+/// ```
+/// use prune_checkpoint::QuantizedCheckpoint;
+/// use prune_core::TensorSource;
+/// # fn show(model: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+/// let model = QuantizedCheckpoint::open(model)?;
+/// for layer in model.layers() {
+///     let matrix = model.read_quantized(&layer.id)?;
+///     println!("{}: {}, {} bits a weight", layer.id, layer.scheme, matrix.bits_per_weight());
+///     assert_eq!(model.read_f32(&layer.id.weight_name())?.len(), layer.rows * layer.cols);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct QuantizedCheckpoint {
+    source: Checkpoint,
+    format: &'static str,
+    layers: Vec<Box<dyn LayerReader>>,
+    infos: Vec<QuantizedLayer>,
+    tensors: Vec<TensorInfo>,
+    /// From the delivered name to the layer.
+    of_weight: HashMap<String, usize>,
+    last: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
+}
+
+impl QuantizedCheckpoint {
+    /// The checkpoint at `path`, as [`Checkpoint::open`] takes it.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`] and [`Checkpoint::config`]; [`Error::Field`] when the
+    /// configuration says nothing of quantisation or contradicts itself; [`Error::Unsupported`] for
+    /// other formats and variants, by name; [`Error::Tensor`] for a layer whose tensors do not go
+    /// together.
+    pub fn open(path: &Path) -> Result<Self> {
+        let source = Checkpoint::open(path)?;
+        let reader = reader(&source)?;
+        let marker = format!(".{}", reader.marker());
+        let names: Vec<LayerId> = source
+            .tensors()
+            .iter()
+            .filter_map(|t| t.name.strip_suffix(&marker))
+            .map(LayerId::new)
+            .collect();
+        if names.is_empty() {
+            return Err(Error::Field {
+                path: path.to_path_buf(),
+                field: format!("tensors called `*{marker}`"),
+                found: "none".to_string(),
+                expected: format!("some, as the configuration says {}", reader.format()),
+            });
+        }
+        let mut layers = Vec::with_capacity(names.len());
+        for layer in &names {
+            layers.push(reader.layer(&LayerTensors { source: &source, layer })?);
+        }
+        let infos: Vec<QuantizedLayer> = layers.iter().map(|l| l.info().clone()).collect();
+        let mut tensors = Vec::new();
+        let mut of_weight = HashMap::new();
+        for (i, layer) in infos.iter().enumerate() {
+            let name = layer.id.weight_name();
+            if source.info(&name).is_ok() {
+                return Err(Error::DuplicateTensor { path: path.to_path_buf(), tensor: name });
+            }
+            let dtype = scale_dtype(layer.scheme.scale).unwrap_or(DType::F32);
+            tensors.push(TensorInfo {
+                name: name.clone(),
+                dtype,
+                shape: vec![layer.rows, layer.cols],
+            });
+            of_weight.insert(name, i);
+        }
+        let belongs = |tensor: &TensorInfo| {
+            reader.endings().iter().any(|ending| {
+                tensor
+                    .name
+                    .strip_suffix(ending)
+                    .and_then(|n| n.strip_suffix('.'))
+                    .is_some_and(|layer| of_weight.contains_key(&format!("{layer}.weight")))
+            })
+        };
+        tensors.extend(source.tensors().iter().filter(|t| !belongs(t)).cloned());
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let format = reader.format();
+        Ok(Self { source, format, layers, infos, tensors, of_weight, last: Mutex::new(None) })
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// The name of the format: `compressed-tensors`, `gptq` or `awq`.
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// The quantised layers, in the order of their names.
+    pub fn layers(&self) -> &[QuantizedLayer] {
+        &self.infos
+    }
+
+    /// The codes, scales and zero points of a layer.
+    ///
+    /// # Errors
+    /// [`Error::NotPlanned`] for a layer that is not quantised; [`Error::Tensor`] for codes, zero
+    /// points or groups that contradict each other; [`Error::Io`].
+    pub fn read_quantized(&self, layer: &LayerId) -> Result<QuantizedMatrix> {
+        match self.of_weight.get(&layer.weight_name()) {
+            Some(i) => self.decode(*i),
+            None => Err(Error::NotPlanned { tensor: layer.weight_name() }),
+        }
+    }
+
+    fn decode(&self, index: usize) -> Result<QuantizedMatrix> {
+        let reader = &self.layers[index];
+        reader.read(&LayerTensors { source: &self.source, layer: &reader.info().id })
+    }
+
+    /// `config.json` without what it says about quantisation: that of the delivered weights.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::config`].
+    pub fn config(&self) -> Result<Value> {
+        let mut config = self.source.config()?;
+        if let Some(fields) = config.as_object_mut() {
+            fields.remove("quantization_config");
+        }
+        Ok(config)
+    }
+
+    /// As [`Checkpoint::tokenizer_json`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>> {
+        self.source.tokenizer_json()
+    }
+
+    /// As [`Checkpoint::auxiliary_files`], for the delivered weights: without files that describe
+    /// the quantisation.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn auxiliary_files(&self) -> Result<Vec<AuxiliaryFile>> {
+        let mut files = self.source.auxiliary_files()?;
+        files.retain(|f| f.name != "quantize_config.json" && f.name != "quant_config.json");
+        for file in files.iter_mut().filter(|f| f.name == "config.json") {
+            file.contents = Contents::Bytes(format!("{:#}\n", self.config()?).into_bytes());
+        }
+        Ok(files)
+    }
+
+    /// The delivered bytes of a layer, decoded or from the last time.
+    fn weight(&self, index: usize) -> prune_core::Result<Arc<Vec<u8>>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((held, bytes)) = last.as_ref()
+            && *held == index
+        {
+            return Ok(Arc::clone(bytes));
+        }
+        // Before the next is decoded, so that two are never held.
+        *last = None;
+        let layer = &self.infos[index];
+        let matrix = self.decode(index)?;
+        let values = matrix.dequantize();
+        let dtype = scale_dtype(layer.scheme.scale).unwrap_or(DType::F32);
+        let name = layer.id.weight_name();
+        let bytes = Arc::new(encode_f32(&name, dtype, values.as_slice().unwrap_or_default())?);
+        *last = Some((index, Arc::clone(&bytes)));
+        Ok(bytes)
+    }
+}
+
+impl TensorSource for QuantizedCheckpoint {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn read_at(&self, name: &str, offset: usize, buf: &mut [u8]) -> prune_core::Result<()> {
+        let Some(index) = self.of_weight.get(name) else {
+            self.info(name)?;
+            return self.source.read_at(name, offset, buf);
+        };
+        let bytes = self.weight(*index)?;
+        let end = offset.checked_add(buf.len()).filter(|end| *end <= bytes.len());
+        match end {
+            Some(end) => {
+                buf.copy_from_slice(&bytes[offset..end]);
+                Ok(())
+            }
+            None => Err(prune_core::Error::OutOfRange {
+                what: format!("the range read from tensor `{name}`"),
+                found: format!("{} bytes from byte {offset} on", buf.len()),
+                expected: format!("a range within its {} bytes", bytes.len()),
+            }),
+        }
+    }
+}
+
+/// What reads the format that the configuration names.
+fn reader(source: &Checkpoint) -> Result<Box<dyn Reader>> {
+    let path = source.path();
+    let config = quantization_config(source)?;
+    let method = config["quant_method"].as_str().unwrap_or("gptq");
+    match method {
+        "compressed-tensors" => Ok(Box::new(compressed_tensors::PackedReader::new(path, &config)?)),
+        "gptq" => Ok(Box::new(gptq::GptqReader::new(path, &config)?)),
+        "awq" => Ok(Box::new(awq::AwqReader::new(path, &config)?)),
+        other => Err(Error::Unsupported {
+            path: path.to_path_buf(),
+            what: format!(
+                "the quantisation method `{}`",
+                other.chars().take(60).collect::<String>()
+            ),
+            instead: "compressed-tensors, gptq and awq are read".to_string(),
+        }),
+    }
+}
+
+/// `quantization_config`, or the file of its own that older GPTQ and AWQ models have.
+fn quantization_config(source: &Checkpoint) -> Result<Value> {
+    let config = source.config()?;
+    for field in ["quantization_config", "compression_config"] {
+        if let Some(found) = config.get(field).filter(|v| v.is_object()) {
+            return Ok(found.clone());
+        }
+    }
+    for file in source.auxiliary_files()? {
+        let method = match file.name.as_str() {
+            "quantize_config.json" => "gptq",
+            "quant_config.json" => "awq",
+            _ => continue,
+        };
+        let bytes = match file.contents {
+            Contents::Bytes(bytes) => bytes,
+            Contents::Path(path) => crate::ranged_file::RangedFile::open(&path)?
+                .read_all("quantisation configuration", crate::limits::JSON_BYTES)?,
+        };
+        let mut found: Value = serde_json::from_slice(&bytes).map_err(|e| Error::Json {
+            path: source.path().join(&file.name),
+            what: "quantisation configuration",
+            reason: e.to_string(),
+        })?;
+        if let Some(fields) = found.as_object_mut() {
+            fields.entry("quant_method").or_insert_with(|| method.into());
+            return Ok(found);
+        }
+    }
+    Err(Error::Field {
+        path: source.path().to_path_buf(),
+        field: "quantization_config of config.json".to_string(),
+        found: "missing".to_string(),
+        expected:
+            "a description of the quantisation; a model that is not quantised is opened as a \
+                   `Checkpoint`"
+                .to_string(),
+    })
+}

@@ -1,0 +1,264 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! Blocks that are written, against what ggml and its Python package write.
+
+use ndarray::{Array2, array};
+use proptest::prelude::*;
+use prune_checkpoint::{BlockType, GgufType, transcode};
+use prune_core::{QuantScheme, QuantizedMatrix, QuantizedParts, ZeroPoint};
+
+const ALL: [BlockType; 10] = [
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q8_0,
+    BlockType::Q2K,
+    BlockType::Q3K,
+    BlockType::Q4K,
+    BlockType::Q5K,
+    BlockType::Q6K,
+];
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |mut crc, b| {
+        crc ^= u32::from(*b);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
+        }
+        crc
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn wave(n: usize) -> Vec<f32> {
+    let at = |j: f64| ((0.1 * j).sin() * (1.0 + 0.01 * j)) as f32;
+    (0..n).map(|j| at(j as f64)).collect()
+}
+
+/// The scalar code of ggml (d99724f), compiled without contraction of products and sums: bytes, root
+/// mean square and largest error.
+#[test]
+fn blocks_match_the_scalar_code_of_ggml() {
+    for (kind, expected, rms, most) in [
+        (BlockType::Q4_0, "a4b008070706051514232332424151607080", 0.039200, 0.071336),
+        (BlockType::Q4_1, "f32c0000f0f1f3f4e5e7d8c9baab8c7d6d4e2f1f", 0.021352, 0.038574),
+        (BlockType::Q5_0, "a4ac01000000000f0d0c1a29283645647392a2c1d1f0", 0.022453, 0.035785),
+        (BlockType::Q5_1, "ca280000c0ffff07f0f3f5e8dbcda092654719fabc8d5e1f", 0.010915, 0.018446),
+        (
+            BlockType::Q8_0,
+            "ad20000b16212c37424b555d656c72777b7e7f7f7e7b77726c645c52473b2f221406",
+            0.002581,
+            0.004515,
+        ),
+    ] {
+        let x = wave(32);
+        let bytes = kind.encode("w", &x).unwrap();
+        assert_eq!(hex(&bytes), expected, "{kind:?}");
+        check_errors(kind, &x, &bytes, rms, most);
+    }
+    for (kind, crc, rms, most) in [
+        (BlockType::Q2K, 0xa3b2_b894, 0.197014, 0.580871),
+        (BlockType::Q3K, 0xa41a_e4d1, 0.145241, 0.358137),
+        (BlockType::Q4K, 0x7837_4155, 0.048968, 0.136585),
+        (BlockType::Q5K, 0x2d11_1590, 0.025453, 0.070271),
+        (BlockType::Q6K, 0xce53_6fbf, 0.017970, 0.048561),
+    ] {
+        let x = wave(256);
+        let bytes = kind.encode("w", &x).unwrap();
+        assert_eq!(crc32(&bytes), crc, "{kind:?} {}", hex(&bytes));
+        check_errors(kind, &x, &bytes, rms, most);
+    }
+}
+
+fn check_errors(kind: BlockType, x: &[f32], bytes: &[u8], rms: f64, most: f64) {
+    let y = kind.decode("w", bytes).unwrap();
+    let d: Vec<f64> = x.iter().zip(&y).map(|(a, b)| f64::from(a - b).abs()).collect();
+    let found = (d.iter().map(|d| d * d).sum::<f64>() / d.len() as f64).sqrt();
+    assert!((found - rms).abs() < 2e-6, "{kind:?}: {found}");
+    assert!((d.iter().fold(0.0f64, |m, d| m.max(*d)) - most).abs() < 2e-6, "{kind:?}");
+}
+
+/// ggml's decoder on the blocks of the golden values.
+#[test]
+fn blocks_decode_as_ggml_decodes_them() {
+    for (kind, want) in [
+        (BlockType::Q2K, [0.0, 0.0, 0.325439, 0.325439, 0.325439, 0.650879]),
+        (BlockType::Q3K, [0.0, 0.0, 0.279968, 0.279968, 0.279968, 0.559937]),
+        (BlockType::Q4K, [0.0, 0.076538, 0.229614, 0.306152, 0.382690, 0.535767]),
+        (BlockType::Q5K, [0.0, 0.112518, 0.187531, 0.300049, 0.412567, 0.487579]),
+        (BlockType::Q6K, [0.0, 0.107954, 0.215907, 0.287876, 0.395830, 0.503783]),
+    ] {
+        let y = kind.decode("w", &kind.encode("w", &wave(256)).unwrap()).unwrap();
+        for (a, b) in y.iter().zip(want) {
+            assert!((f64::from(*a) - b).abs() < 1e-6, "{kind:?}: {a} {b}");
+        }
+    }
+}
+
+/// Blocks of sizes from 2^-7 to 2, one of zeros and one of a constant.
+fn hashed() -> Vec<f32> {
+    let mut x: Vec<f32> = (0..8192u64)
+        .map(|i| {
+            let hash = (i * 2_654_435_761 % (1 << 32)) >> 8;
+            let unit = hash as f64 / f64::from(1 << 24) - 0.5;
+            (unit * 2f64.powi((i / 32 % 9) as i32 - 6)) as f32
+        })
+        .collect();
+    x[64..96].fill(0.0);
+    x[128..160].fill(0.375);
+    x
+}
+
+/// `gguf.quants.quantize` of gguf 0.19.0.
+#[test]
+fn small_blocks_match_the_python_package() {
+    for (kind, crc) in [
+        (BlockType::Q4_0, 0x2188_8e68),
+        (BlockType::Q4_1, 0x4b70_7000),
+        (BlockType::Q5_0, 0x51e3_001f),
+        (BlockType::Q5_1, 0x05dc_0cea),
+        (BlockType::Q8_0, 0x3e7e_7b09),
+    ] {
+        assert_eq!(crc32(&kind.encode("w", &hashed()).unwrap()), crc, "{kind:?}");
+    }
+}
+
+#[test]
+fn zeros_stay_zeros() {
+    for kind in ALL {
+        let bytes = kind.encode("w", &[0.0; 512]).unwrap();
+        assert_eq!(bytes.len(), 512 / kind.elements() * kind.bytes());
+        assert!(kind.decode("w", &bytes).unwrap().iter().all(|x| *x == 0.0), "{kind:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_stored_is_refused_by_name() {
+    for kind in ALL {
+        let mut x = wave(256);
+        assert!(kind.encode("w", &x[..255]).unwrap_err().to_string().contains("`w`"));
+        x[7] = f32::NAN;
+        assert!(kind.encode("w", &x).unwrap_err().to_string().contains("NaN at 7"));
+        x[7] = 1e20;
+        assert!(kind.encode("w", &x).unwrap_err().to_string().contains("at 7"), "{kind:?}");
+        x[7] = 2.9e8;
+        let e = kind.encode("w", &x).unwrap_err().to_string();
+        assert!(e.contains("beyond f16 in block 0"), "{kind:?}: {e}");
+        assert!(kind.decode("w", &[0; 17]).is_err());
+    }
+}
+
+#[test]
+fn types_are_written_as_ggml_writes_them() {
+    for name in ["F32", "F16", "BF16", "Q4_0", "Q5_1", "Q2_K", "Q6_K"] {
+        assert_eq!(name.parse::<GgufType>().unwrap().to_string(), name);
+    }
+    for name in ["I8", "F64", "IQ2_XS", ""] {
+        assert!(name.parse::<GgufType>().is_err(), "{name}");
+    }
+}
+
+fn quantized(bits: u8, zero: ZeroPoint, group: usize) -> QuantizedMatrix {
+    let top = (1u32 << bits) as usize;
+    let groups = 64 / group;
+    let parts = QuantizedParts {
+        scheme: QuantScheme::int(bits).unwrap().group(group).zero(zero),
+        codes: Array2::from_shape_fn((3, 64), |(r, c)| ((7 * r + 5 * c) % top) as u8),
+        scales: Array2::from_shape_fn((3, groups), |(r, g)| 0.25 + 0.125 * (r + g) as f32),
+        zeros: (zero == ZeroPoint::Integer)
+            .then(|| Array2::from_shape_fn((3, groups), |(r, g)| (3 * r + g) as f32)),
+        global_scale: None,
+        group_index: None,
+        column_scales: None,
+    };
+    QuantizedMatrix::from_parts("w", parts).unwrap()
+}
+
+#[test]
+fn quantised_matrices_become_blocks_without_loss() {
+    for (kind, bits, zero) in [
+        (BlockType::Q4_0, 4, ZeroPoint::Symmetric),
+        (BlockType::Q4_1, 4, ZeroPoint::Integer),
+        (BlockType::Q4_1, 4, ZeroPoint::Symmetric),
+        (BlockType::Q5_0, 5, ZeroPoint::Symmetric),
+        (BlockType::Q5_1, 5, ZeroPoint::Integer),
+        (BlockType::Q8_0, 8, ZeroPoint::Symmetric),
+    ] {
+        for group in [32, 64] {
+            let m = quantized(bits, zero, group);
+            let bytes = transcode("w", &m, kind).unwrap();
+            let y = kind.decode("w", &bytes).unwrap();
+            // Halves and eighths are exact in f16, and their multiples too.
+            assert_eq!(y, m.dequantize().into_raw_vec_and_offset().0, "{kind:?} {group}");
+        }
+    }
+}
+
+#[test]
+fn matrices_that_do_not_fit_a_block_are_refused() {
+    let refused = |m: &QuantizedMatrix, kind| transcode("w", m, kind).unwrap_err().to_string();
+    let m = quantized(4, ZeroPoint::Integer, 32);
+    assert!(refused(&m, BlockType::Q4_0).contains("symmetric"));
+    assert!(refused(&m, BlockType::Q4K).contains("Q4_0"));
+    assert!(refused(&m, BlockType::Q5_1).contains("as many bits"));
+    assert!(refused(&quantized(4, ZeroPoint::Symmetric, 16), BlockType::Q4_0).contains("32"));
+    let mut parts = quantized(4, ZeroPoint::Symmetric, 32).into_parts();
+    parts.group_index = Some((0..64).map(|c| c % 2).collect());
+    let m = QuantizedMatrix::from_parts("w", parts.clone()).unwrap();
+    assert!(refused(&m, BlockType::Q4_0).contains("static groups"));
+    parts.group_index = None;
+    parts.column_scales = Some(vec![2.0; 64]);
+    let m = QuantizedMatrix::from_parts("w", parts.clone()).unwrap();
+    assert!(refused(&m, BlockType::Q4_0).contains("fold"));
+    parts.column_scales = None;
+    parts.scales = array![[1e6, 1.0], [1.0, 1.0], [1.0, 1.0]];
+    let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+    assert!(refused(&m, BlockType::Q4_0).contains("f16"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The bounds that follow from the rounding rules and from scales in f16.
+    #[test]
+    fn errors_of_small_blocks_are_bounded(x in prop::collection::vec(-3.0f32..3.0, 32)) {
+        let half = 2f32.powi(-11);
+        let absmax = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let (lo, hi) = x.iter().fold((x[0], x[0]), |(l, h), v| (l.min(*v), h.max(*v)));
+        for (kind, bound) in [
+            (BlockType::Q8_0, absmax / 127.0 * (0.5 + 127.0 * half)),
+            (BlockType::Q4_0, absmax / 8.0 * (1.0 + 8.0 * half)),
+            (BlockType::Q5_0, absmax / 16.0 * (1.0 + 16.0 * half)),
+            (BlockType::Q4_1, (hi - lo) / 15.0 * (0.5 + 15.0 * half) + lo.abs() * half),
+            (BlockType::Q5_1, (hi - lo) / 31.0 * (0.5 + 31.0 * half) + lo.abs() * half),
+        ] {
+            let y = kind.decode("w", &kind.encode("w", &x).unwrap()).unwrap();
+            for (a, b) in x.iter().zip(&y) {
+                prop_assert!((a - b).abs() <= bound * 1.0001 + 1e-6, "{kind:?} {a} {b} {bound}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_panics_whatever_the_values(bits in prop::collection::vec(any::<u32>(), 256)) {
+        let x: Vec<f32> = bits.iter().map(|b| f32::from_bits(*b)).collect();
+        for kind in ALL {
+            if let Ok(bytes) = kind.encode("w", &x) {
+                prop_assert!(kind.decode("w", &bytes).unwrap().iter().all(|v| v.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_the_bytes(seed in 0u32..1000) {
+        let x: Vec<f32> = hashed().iter().map(|v| v + seed as f32 * 1e-3).collect();
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| ALL.map(|k| k.encode("w", &x).unwrap()))
+        };
+        prop_assert_eq!(on(1), on(3));
+    }
+}

@@ -1,0 +1,158 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! What is written: sizes, configurations, and what is refused.
+
+use ndarray::Array2;
+use proptest::prelude::*;
+use prune_checkpoint::{Error, QUANT_FORMATS, quant_format};
+use prune_core::{LayerId, QuantScheme, QuantizedMatrix, QuantizedParts, ZeroPoint};
+use serde_json::json;
+
+fn matrix(rows: usize, cols: usize, scheme: QuantScheme) -> QuantizedMatrix {
+    let top = 1usize << scheme.number.bits();
+    let shape = scheme.granularity.scales_shape(rows, cols);
+    let parts = QuantizedParts {
+        scheme,
+        codes: Array2::from_shape_fn((rows, cols), |(r, c)| ((7 * r + 5 * c) % top) as u8),
+        scales: Array2::from_elem(shape, 0.5),
+        zeros: (scheme.zero == ZeroPoint::Integer).then(|| Array2::from_elem(shape, 1.0)),
+        global_scale: None,
+        group_index: None,
+        column_scales: None,
+    };
+    QuantizedMatrix::from_parts("w", parts).unwrap()
+}
+
+#[test]
+fn the_sizes_of_a_large_layer_are_those_of_the_formula() {
+    let (rows, cols) = (11008, 4096);
+    let bytes = |format: &str, scheme: &str| -> usize {
+        let scheme = scheme.parse().unwrap();
+        let plan = quant_format(format).unwrap().plan(&LayerId::new("w"), rows, cols, &scheme);
+        plan.unwrap().iter().map(|t| t.nbytes()).sum()
+    };
+    assert_eq!(bytes("gptq", "int4 g128 asym"), 23_441_408);
+    // Without the index of 4 bytes a channel.
+    assert_eq!(bytes("awq", "int4 g128 asym"), 23_441_408 - 4 * cols);
+    // And with the shape in 16 bytes.
+    assert_eq!(bytes("compressed-tensors", "int4 g128 asym"), 23_441_408 - 4 * cols + 16);
+    let scheme: QuantScheme = "int4 g128 asym".parse().unwrap();
+    assert_eq!(scheme.nbytes(rows, cols), 23_441_408 - 4 * cols);
+}
+
+#[test]
+fn compressed_tensors_says_what_vllm_expects() {
+    let scheme: QuantScheme = "int4 g128 sym bf16".parse().unwrap();
+    let layers = [(LayerId::new("model.layers.0.mlp.up_proj"), scheme)];
+    let config = quant_format("compressed-tensors").unwrap();
+    let config = config.config(&layers, &[LayerId::new("lm_head")]).unwrap();
+    assert_eq!(
+        config,
+        json!({
+            "quant_method": "compressed-tensors",
+            "version": "0.18.0",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "global_compression_ratio": null,
+            "config_groups": { "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": 4, "type": "int", "symmetric": true, "strategy": "group",
+                    "group_size": 128, "block_structure": null, "dynamic": false, "actorder": null,
+                    "scale_dtype": null, "zp_dtype": null, "observer": "minmax",
+                    "observer_kwargs": {},
+                },
+                "input_activations": null, "output_activations": null, "format": null,
+            }},
+            "ignore": ["lm_head"],
+            "kv_cache_scheme": null,
+            "sparsity_config": {},
+            "transform_config": {},
+        })
+    );
+}
+
+#[test]
+fn layers_of_several_schemes_are_listed_by_name() {
+    let scheme = |text: &str| text.parse::<QuantScheme>().unwrap();
+    let layers = [
+        (LayerId::new("a.b"), scheme("int4 g32")),
+        (LayerId::new("c.d"), scheme("int2 g32")),
+        (LayerId::new("e.f"), scheme("int4 g32")),
+    ];
+    let ct = quant_format("compressed-tensors").unwrap().config(&layers, &[]).unwrap();
+    assert_eq!(ct["config_groups"]["group_0"]["targets"], json!(["a.b", "e.f"]));
+    assert_eq!(ct["config_groups"]["group_1"]["targets"], json!(["c.d"]));
+    assert_eq!(ct["config_groups"]["group_1"]["weights"]["num_bits"], 2);
+    let gptq = quant_format("gptq").unwrap().config(&layers, &[LayerId::new("g")]).unwrap();
+    assert_eq!(gptq["bits"], 4);
+    assert_eq!(gptq["dynamic"]["+:^c\\.d$"]["bits"], 2);
+    assert!(gptq["dynamic"]["-:^g$"].is_object());
+    let mixed = [layers[0].clone(), (LayerId::new("c.d"), scheme("int4 g64"))];
+    let awq = quant_format("awq").unwrap();
+    assert!(matches!(awq.config(&mixed, &[]), Err(Error::Plan { .. })));
+    assert!(matches!(awq.config(&[], &[]), Err(Error::Plan { .. })));
+}
+
+#[test]
+fn what_a_format_cannot_hold_is_refused_with_the_way_out() {
+    for (format, scheme, rows, cols, word) in [
+        ("compressed-tensors", "nf4 g32", 32, 64, "integers"),
+        ("compressed-tensors", "int4 g32 float", 32, 64, "sym"),
+        ("compressed-tensors", "int4 g48", 32, 64, "rest"),
+        ("compressed-tensors", "int4 flat64", 32, 64, "within rows"),
+        ("gptq", "int4 g32 bf16", 32, 64, "f16"),
+        ("gptq", "int4 g32", 31, 64, "multiples of 32"),
+        ("gptq", "int4 tensor", 32, 64, "channel"),
+        ("awq", "int3 g32", 32, 64, "int4"),
+        ("awq", "int4 g32", 12, 64, "multiple of 8"),
+        ("awq", "int4 g48", 32, 64, "divide"),
+    ] {
+        let scheme = scheme.parse().unwrap();
+        let plan = quant_format(format).unwrap().plan(&LayerId::new("w"), rows, cols, &scheme);
+        let error = plan.unwrap_err();
+        assert!(matches!(error, Error::Tensor { .. }));
+        assert!(error.to_string().contains(word), "{format} {scheme}: {error}");
+    }
+    let mut parts = matrix(32, 64, "int4 g32".parse().unwrap()).into_parts();
+    parts.group_index = Some((0..64).map(|c| c % 2).collect());
+    let ordered = QuantizedMatrix::from_parts("w", parts.clone()).unwrap();
+    for (format, ok) in [("compressed-tensors", false), ("awq", false), ("gptq", true)] {
+        let encoded = quant_format(format).unwrap().encode(&LayerId::new("w"), &ordered);
+        assert_eq!(encoded.is_ok(), ok, "{format}");
+    }
+    parts.group_index = None;
+    parts.column_scales = Some(vec![2.0; 64]);
+    let scaled = QuantizedMatrix::from_parts("w", parts).unwrap();
+    for (format, _) in QUANT_FORMATS {
+        let error = quant_format(format).unwrap().encode(&LayerId::new("w"), &scaled).unwrap_err();
+        assert!(error.to_string().contains("fold"), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn bytes_are_as_many_as_planned(
+        bits in 2u8..9, asym in any::<bool>(), group in prop_oneof![Just(16usize), Just(32), Just(64)],
+        rows in 1usize..4, cols in 1usize..4,
+    ) {
+        let zero = if asym { ZeroPoint::Integer } else { ZeroPoint::Symmetric };
+        let scheme = QuantScheme::int(bits).unwrap().group(group).zero(zero);
+        let m = matrix(32 * rows, 64 * cols, scheme);
+        for (name, _) in QUANT_FORMATS {
+            let format = quant_format(name).unwrap();
+            let layer = LayerId::new("w");
+            let Ok(plan) = format.plan(&layer, m.rows(), m.cols(), &scheme) else {
+                prop_assert!(*name == "awq" && bits != 4);
+                continue;
+            };
+            let encoded = format.encode(&layer, &m).unwrap();
+            prop_assert_eq!(plan.len(), encoded.len());
+            for (planned, (info, bytes)) in plan.iter().zip(&encoded) {
+                prop_assert_eq!(planned, info);
+                prop_assert_eq!(info.nbytes(), bytes.len());
+            }
+        }
+    }
+}
