@@ -102,19 +102,6 @@ fn wanda_gives_the_same_bytes_for_any_threads_shards_memory_and_interruption() {
 }
 
 #[test]
-fn armor_gives_the_same_bytes_for_any_threads_shards_memory_and_interruption() {
-    let options = ["--option", "block=8", "--option", "iterations=3"];
-    same_in_every_setting(&[&["--method", "armor", "--pattern", "2:4"][..], &options].concat());
-}
-
-#[test]
-fn dense_targets_give_the_same_bytes_for_any_threads_shards_memory_and_interruption() {
-    same_in_every_setting(&[
-        "--method", "sparsegpt", "--pattern", "2:4", "--targets", "dense",
-    ]);
-}
-
-#[test]
 fn sparsegpt_gives_the_same_bytes_for_any_threads_shards_memory_and_interruption() {
     same_in_every_setting(&["--method", "sparsegpt", "--sparsity", "0.5"]);
 }

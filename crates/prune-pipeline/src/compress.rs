@@ -82,9 +82,9 @@ impl Job<'_> {
         };
         let pruned = pruner.prune(weight.view_mut(), self.stats, &target)?;
         // Kept zeros of the source may be negative; a checkpoint of ours has none.
-        let mut zeros = 0;
+        let (mut zeros, nothing) = (0, rounds_to_zero(self.info.dtype));
         weight.map_inplace(|w| {
-            let zero = *w == 0.0;
+            let zero = w.abs() <= nothing;
             *w = if zero { 0.0 } else { *w };
             zeros += usize::from(zero);
         });
@@ -153,7 +153,8 @@ impl Job<'_> {
         }
         let mut product = factoriser.product(&stored, target.pattern)?;
         drop(stored);
-        product.map_inplace(|w| *w = if *w == 0.0 { 0.0 } else { *w });
+        let nothing = rounds_to_zero(self.info.dtype);
+        product.map_inplace(|w| *w = if w.abs() <= nothing { 0.0 } else { *w });
         let dense = |first: usize, count: usize| self.rows(first, count, shape.1);
         let error = output_error(&dense, product.view(), self.stats)?;
         let size = product.len().max(1) as f64;
@@ -242,16 +243,19 @@ fn encode_factor(info: &TensorInfo, factor: &Factor) -> Result<Vec<u8>> {
     if factor.kind == FactorKind::Indices {
         return Ok(factor.values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect());
     }
+    let nothing = rounds_to_zero(info.dtype);
     let values: Vec<f32> =
-        factor.values.iter().map(|v| if *v == 0.0 { 0.0 } else { *v }).collect();
-    let mut bytes = encode_f32(&info.name, info.dtype, &values)?;
-    // What rounds to zero keeps its sign.
-    let rounded = decode_f32(&info.name, info.dtype, &bytes)?;
-    if rounded.iter().any(|v| v.to_bits() == 1 << 31) {
-        let values: Vec<f32> = rounded.iter().map(|v| if *v == 0.0 { 0.0 } else { *v }).collect();
-        bytes = encode_f32(&info.name, info.dtype, &values)?;
+        factor.values.iter().map(|v| if v.abs() <= nothing { 0.0 } else { *v }).collect();
+    Ok(encode_f32(&info.name, info.dtype, &values)?)
+}
+
+/// The largest number that a dtype rounds to zero, of which it would keep the sign.
+fn rounds_to_zero(dtype: DType) -> f32 {
+    match dtype {
+        DType::F16 => 2f32.powi(-25),
+        DType::BF16 => 2f32.powi(-134),
+        _ => 0.0,
     }
-    Ok(bytes)
 }
 
 /// The factor that a tensor stores.
