@@ -109,7 +109,10 @@ fn one_layer(seed: u64) -> Result<()> {
         ("Adam, blocks of 32", fast().block(32)),
         ("Adam, blocks of 64", fast().block(64)),
         ("the same, groups drawn by gradient", {
-            ArmorOptions { discrete_steps: 1, ..fast().block(64).choice(GroupChoice::GradientRandom) }
+            ArmorOptions {
+                discrete_steps: 1,
+                ..fast().block(64).choice(GroupChoice::GradientRandom)
+            }
         }),
         ("the same, largest gradient", {
             ArmorOptions { discrete_steps: 1, ..fast().block(64).choice(GroupChoice::Greedy) }
@@ -121,12 +124,8 @@ fn one_layer(seed: u64) -> Result<()> {
     ] {
         let layer = LayerId::new("generated");
         let start = Instant::now();
-        let found = armor(
-            weight.view(),
-            &importance,
-            &options,
-            &target(&layer, weight.len(), seed),
-        )?;
+        let found =
+            armor(weight.view(), &importance, &options, &target(&layer, weight.len(), seed))?;
         let seconds = start.elapsed().as_secs_f64();
         let error = output((&weight - &found.layer.to_dense()).view()) / whole;
         println!(
@@ -177,9 +176,7 @@ fn a_model(args: &Args) -> Result<()> {
                 Armor(options.clone()).factorise(weight.view(), stats, &target)?.weight
             } else {
                 let mut changed = weight.clone();
-                pruner(name)
-                    .ok_or("no such pruner")?
-                    .prune(changed.view_mut(), stats, &target)?;
+                pruner(name).ok_or("no such pruner")?.prune(changed.view_mut(), stats, &target)?;
                 changed
             };
             *seconds.entry(name).or_default() += start.elapsed().as_secs_f64();
@@ -280,13 +277,12 @@ impl TensorSource for Replaced<'_> {
         let Some((_, bytes)) = self.tensors.get(name) else {
             return self.base.read_at(name, offset, buf);
         };
-        let part = bytes.get(offset..offset + buf.len()).ok_or_else(|| {
-            prune_core::Error::OutOfRange {
+        let part =
+            bytes.get(offset..offset + buf.len()).ok_or_else(|| prune_core::Error::OutOfRange {
                 what: format!("{name}: byte range"),
                 found: format!("{offset} + {}", buf.len()),
                 expected: format!("within {} bytes", bytes.len()),
-            }
-        })?;
+            })?;
         buf.copy_from_slice(part);
         Ok(())
     }

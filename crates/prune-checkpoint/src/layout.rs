@@ -116,7 +116,9 @@ impl Layout {
         if self.indexed == 1 {
             return None;
         }
-        let tensors = self.shards[..self.indexed].iter().flat_map(|s| s.tensors.iter().map(move |(t, _)| (s, t)));
+        let tensors = self.shards[..self.indexed]
+            .iter()
+            .flat_map(|s| s.tensors.iter().map(move |(t, _)| (s, t)));
         let index = Index {
             metadata: IndexMetadata {
                 total_size: tensors.clone().map(|(_, t)| t.nbytes() as u64).sum(),

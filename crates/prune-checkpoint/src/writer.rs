@@ -358,7 +358,8 @@ fn check_beside(name: &str) -> Result<()> {
     let stem = name.strip_suffix(".safetensors").unwrap_or_default();
     let plain = stem.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     if stem.is_empty() || !plain || stem == "model" || stem.starts_with("model-") {
-        let reason = "expected letters and digits before `.safetensors`, other than those of a model";
+        let reason =
+            "expected letters and digits before `.safetensors`, other than those of a model";
         return Err(Error::FileName { name: name.to_string(), reason });
     }
     Ok(())

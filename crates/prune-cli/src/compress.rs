@@ -195,7 +195,8 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
 fn draw_allocation(plan: &Plan) {
     let mut blocks: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
     for tensor in &plan.tensors {
-        if let (Some(remove), Some((block, _))) = (tensor.action.removed(), block_of(&tensor.name)) {
+        if let (Some(remove), Some((block, _))) = (tensor.action.removed(), block_of(&tensor.name))
+        {
             let sums = blocks.entry(block).or_default();
             sums.0 += remove;
             sums.1 += tensor.shape.iter().product::<usize>();

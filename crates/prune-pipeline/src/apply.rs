@@ -186,7 +186,8 @@ fn beside(items: &[Item<'_>]) -> Option<(String, Vec<TensorInfo>)> {
 /// Whether the tensor and its factors stand in the incomplete output as the record says.
 fn is_written(writer: &HfWriter, item: &Item<'_>, record: &TensorRecord) -> Result<bool> {
     let recorded = record.factors();
-    if recorded.len() != item.factors.len() || written_digest(writer, &item.info)? != record.digest {
+    if recorded.len() != item.factors.len() || written_digest(writer, &item.info)? != record.digest
+    {
         return Ok(false);
     }
     for (info, factor) in item.factors.iter().zip(recorded) {

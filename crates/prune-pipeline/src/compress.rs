@@ -10,8 +10,8 @@ use crate::method::Method;
 use crate::output_error::output_error;
 use crate::plan::{Action, PlannedTensor};
 use crate::schedule::PIECE;
-use crate::targets::Drift;
 use crate::sink::Sink;
+use crate::targets::Drift;
 use crate::{Error, Result};
 
 /// What is needed to do one tensor of a plan.

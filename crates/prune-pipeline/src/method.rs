@@ -59,10 +59,11 @@ impl Method {
     }
 
     pub(crate) fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
-        Ok(match self {
+        match self {
             Self::Pruner(pruner) => pruner.supports(pattern, scope)?,
             Self::Factoriser(factoriser) => factoriser.supports(pattern, scope)?,
-        })
+        }
+        Ok(())
     }
 
     pub(crate) fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {

@@ -13,7 +13,7 @@ use crate::compress::Job;
 use crate::hidden::HiddenStates;
 use crate::manifest::TensorRecord;
 use crate::method::Method;
-use crate::plan::{Action, Plan, PlannedTensor, PlannedFactor, factors_of};
+use crate::plan::{Action, Plan, PlannedFactor, PlannedTensor, factors_of};
 use crate::schedule::{Schedule, models, passes, statistics_bytes, tensor_bytes, waves};
 use crate::sink::{Sink, lock};
 use crate::targets::Drift;
@@ -227,10 +227,9 @@ impl Run<'_, '_> {
         let needed = self.plan.recipe.min_tokens;
         match found {
             // Layers that share an input may want less of it than this one.
-            Some(found) if tokens >= needed => Ok((
-                &found.stats,
-                found.drift.as_ref().filter(|_| item.needs == Needs::Gram),
-            )),
+            Some(found) if tokens >= needed => {
+                Ok((&found.stats, found.drift.as_ref().filter(|_| item.needs == Needs::Gram)))
+            }
             _ => Err(Error::Starved { layer: layer.to_string(), found: tokens, needed }),
         }
     }
@@ -243,7 +242,8 @@ impl Run<'_, '_> {
     ) -> Result<TensorRecord> {
         let seed = Seed::new(self.plan.recipe.seed);
         let Item { tensor, info, factors, .. } = item;
-        Job { source: self.source, sink: self.sink, seed, tensor, info, factors, stats, drift }.run()
+        Job { source: self.source, sink: self.sink, seed, tensor, info, factors, stats, drift }
+            .run()
     }
 
     fn commit(&self, records: Vec<TensorRecord>) -> Result<()> {

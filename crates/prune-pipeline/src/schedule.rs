@@ -277,9 +277,8 @@ pub(crate) fn passes(
     statistics: u64,
     targets: Targets,
 ) -> Vec<BTreeMap<LayerId, Needs>> {
-    let size = |(_, needs, columns): &(LayerId, Needs, usize)| {
-        statistics_bytes(*needs, *columns, targets)
-    };
+    let size =
+        |(_, needs, columns): &(LayerId, Needs, usize)| statistics_bytes(*needs, *columns, targets);
     let sizes: Vec<u64> = wanted.iter().map(size).collect();
     waves(&sizes, statistics, usize::MAX)
         .into_iter()

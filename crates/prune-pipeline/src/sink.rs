@@ -114,7 +114,9 @@ impl<'a> CompareSink<'a> {
                 Some(Err(e)) => return Some(e.to_string()),
                 Some(Ok(found)) if found != factor.digest => {
                     let Factor { name, digest } = factor;
-                    return Some(format!("the factor {name} is {found}; the recipe gives {digest}"));
+                    return Some(format!(
+                        "the factor {name} is {found}; the recipe gives {digest}"
+                    ));
                 }
                 Some(Ok(_)) => {}
             }

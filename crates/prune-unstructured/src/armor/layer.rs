@@ -183,13 +183,21 @@ impl ArmorLayer<f32> {
     pub fn factors(&self) -> [Factor; 3] {
         let [a, core, b] = ROLES;
         [
-            Factor { role: a, kind: FactorKind::Dense, values: self.a.data().to_owned().into_dyn() },
+            Factor {
+                role: a,
+                kind: FactorKind::Dense,
+                values: self.a.data().to_owned().into_dyn(),
+            },
             Factor {
                 role: core,
                 kind: FactorKind::Sparse,
                 values: self.core.to_dense().into_dyn(),
             },
-            Factor { role: b, kind: FactorKind::Dense, values: self.b.data().to_owned().into_dyn() },
+            Factor {
+                role: b,
+                kind: FactorKind::Dense,
+                values: self.b.data().to_owned().into_dyn(),
+            },
         ]
     }
 

@@ -120,8 +120,7 @@ impl<S: WeightScorer> Factoriser for Permuted<S> {
     ) -> Result<Factored> {
         self.supports(target.pattern, target.scope)?;
         let mut pruned = weight.to_owned();
-        let found =
-            prune_permuted(&self.scorer, pruned.view_mut(), stats, target, &self.options)?;
+        let found = prune_permuted(&self.scorer, pruned.view_mut(), stats, target, &self.options)?;
         let order = found.permutation.order();
         let core = pruned.select(Axis(1), order);
         let kept = &found.pruned.mask;
