@@ -13,6 +13,8 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) shards: Vec<Shard>,
+    /// How many of the shards, from the first on, make up the model; what follows is beside it.
+    indexed: usize,
 }
 
 /// One safetensors file of a [`Layout`].
@@ -34,22 +36,27 @@ impl Layout {
     /// Depends on nothing but its arguments: tensors go into shards in natural order of their
     /// names, so that block 2 comes before block 10, and within a shard they are sorted as the
     /// reference implementation sorts them, widest dtype first, which aligns all of them.
+    ///
+    /// `beside` is one more file of that name, with tensors that the index does not list.
     pub(crate) fn new(
         mut plan: Vec<TensorInfo>,
         shard_size: u64,
         metadata: &BTreeMap<String, String>,
+        beside: Option<(String, Vec<TensorInfo>)>,
     ) -> Result<Layout> {
         let plan_error =
             |what: &str, reason: String| Error::Plan { what: what.to_string(), reason };
         if shard_size == 0 {
             return Err(plan_error("shard_size", "it is 0; expected 1 byte or more".to_string()));
         }
-        if plan.len() as u64 > limits::TENSORS {
-            let reason = format!("{}; expected at most {}", plan.len(), limits::TENSORS);
+        let others = beside.iter().flat_map(|(_, tensors)| tensors);
+        let count = plan.len() + others.clone().count();
+        if count as u64 > limits::TENSORS {
+            let reason = format!("{count}; expected at most {}", limits::TENSORS);
             return Err(plan_error("the number of tensors", reason));
         }
         let mut seen = HashSet::new();
-        for info in &plan {
+        for info in plan.iter().chain(others) {
             let what = format!("tensor `{}`", info.name);
             if info.name.is_empty() || info.name == "__metadata__" {
                 return Err(plan_error(&what, "the name is reserved".to_string()));
@@ -87,7 +94,7 @@ impl Layout {
             packed.push(Vec::new());
         }
         let count = packed.len();
-        let shards = packed
+        let mut shards: Vec<Shard> = packed
             .into_iter()
             .enumerate()
             .map(|(i, tensors)| {
@@ -98,15 +105,20 @@ impl Layout {
                 Shard::new(name, tensors, metadata)
             })
             .collect::<Result<_>>()?;
-        Ok(Layout { shards })
+        if let Some((name, tensors)) = beside {
+            shards.push(Shard::new(name, tensors, metadata)?);
+        }
+        Ok(Layout { shards, indexed: count })
     }
 
     /// The index JSON, as transformers formats it; `None` for a single file.
     pub(crate) fn index(&self) -> Option<Vec<u8>> {
-        if self.shards.len() == 1 {
+        if self.indexed == 1 {
             return None;
         }
-        let tensors = self.shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, _)| (s, t)));
+        let tensors = self.shards[..self.indexed]
+            .iter()
+            .flat_map(|s| s.tensors.iter().map(move |(t, _)| (s, t)));
         let index = Index {
             metadata: IndexMetadata {
                 total_size: tensors.clone().map(|(_, t)| t.nbytes() as u64).sum(),

@@ -37,6 +37,9 @@ pub struct WriterOptions {
     /// of removed. Which of its tensors can be trusted is the caller's knowledge: none counts as
     /// written before [`HfWriter::seal`] says so.
     pub resume: bool,
+    /// One more safetensors file, by name, with tensors that are not the model's: readers of the
+    /// model do not see it. Their names differ from those of the plan.
+    pub beside: Option<(String, Vec<TensorInfo>)>,
 }
 
 impl Default for WriterOptions {
@@ -48,6 +51,7 @@ impl Default for WriterOptions {
             overwrite: false,
             source: None,
             resume: false,
+            beside: None,
         }
     }
 }
@@ -121,10 +125,14 @@ impl HfWriter {
     /// [`Error::OutputName`] for an `out` that will not do; [`Error::Busy`] when another process
     /// writes to it; [`Error::Plan`]; [`Error::Io`].
     pub fn create(out: &Path, options: WriterOptions) -> Result<HfWriter> {
-        let WriterOptions { plan, shard_size, metadata, overwrite, source, resume } = options;
+        let WriterOptions { plan, shard_size, metadata, overwrite, source, resume, beside } =
+            options;
         let mut all_metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         all_metadata.extend(metadata);
-        let layout = Layout::new(plan, shard_size, &all_metadata)?;
+        if let Some((name, _)) = &beside {
+            check_beside(name)?;
+        }
+        let layout = Layout::new(plan, shard_size, &all_metadata, beside)?;
         let staging = Staging::create(out, source.as_deref(), overwrite, resume)?;
         let mut files = Vec::with_capacity(layout.shards.len());
         let mut places = HashMap::new();
@@ -343,6 +351,18 @@ impl HfWriter {
         self.added.insert(INDEX.to_string());
         self.staging.commit(&self.added)
     }
+}
+
+/// Refuses a name that readers of the model would take for a part of it.
+fn check_beside(name: &str) -> Result<()> {
+    let stem = name.strip_suffix(".safetensors").unwrap_or_default();
+    let plain = stem.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if stem.is_empty() || !plain || stem == "model" || stem.starts_with("model-") {
+        let reason =
+            "expected letters and digits before `.safetensors`, other than those of a model";
+        return Err(Error::FileName { name: name.to_string(), reason });
+    }
+    Ok(())
 }
 
 impl TensorSink for HfWriter {

@@ -123,11 +123,16 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArgs {
     /// A recipe in YAML, in place of the flags below.
-    #[arg(long, conflicts_with_all = ["method", "sparsity", "pattern", "scope", "allocate"])]
+    #[arg(long, conflicts_with_all = [
+        "method", "sparsity", "pattern", "scope", "allocate", "option", "targets",
+    ])]
     pub(crate) recipe: Option<PathBuf>,
-    /// The pruner: magnitude, wanda, ria, sparsegpt, alps and others; a wrong name lists all.
+    /// The method: magnitude, wanda, ria, sparsegpt, alps, armor and others; a wrong name lists all.
     #[arg(long, required_unless_present = "recipe")]
     pub(crate) method: Option<String>,
+    /// An option of the method: preset=paper, block=32. Can be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) option: Vec<(String, String)>,
     /// The fraction of weights to remove; fixed by N:M patterns.
     #[arg(long)]
     pub(crate) sparsity: Option<f64>,
@@ -141,9 +146,18 @@ pub(crate) struct RecipeArgs {
     /// and others; a wrong name lists all.
     #[arg(long)]
     pub(crate) allocate: Option<String>,
+    /// What methods that fit weights fit the outputs of a layer to: own, its own before it was
+    /// pruned, or dense, those of the dense model.
+    #[arg(long, value_parser = ["own", "dense"])]
+    pub(crate) targets: Option<String>,
     /// From which all random numbers come.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE, such as block=32")?;
+    Ok((key.trim().into(), value.trim().into()))
 }
 
 /// The text that calibrated methods run the model on.

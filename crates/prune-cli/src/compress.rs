@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prune_checkpoint::Checkpoint;
 use prune_core::{BlockModel, Seed, block_of};
 use prune_pipeline::{
-    Action, ApplyOptions, Calibration, MemoryBudget, Plan, Recipe, Schedule, TokenWindows, apply,
-    verify,
+    Action, ApplyOptions, Calibration, MemoryBudget, Plan, Recipe, Schedule, Targets, TokenWindows,
+    apply, verify,
 };
 use serde_json::json;
 
@@ -133,7 +133,7 @@ pub(crate) fn compress(
     } else {
         print_plan(&plan, &schedule);
         for tensor in &manifest.tensors {
-            for note in tensor.pruned.iter().flat_map(|p| &p.notes) {
+            for note in tensor.notes() {
                 println!("{}: {note}", tensor.name);
             }
         }
@@ -154,6 +154,10 @@ fn recipe(args: &RecipeArgs) -> Result<Recipe, Error> {
         rule.pattern.clone_from(&args.pattern);
         rule.scope.clone_from(&args.scope);
         rule.allocate.clone_from(&args.allocate);
+        rule.options.extend(args.option.iter().cloned());
+    }
+    if args.targets.as_deref() == Some("dense") {
+        recipe.targets = Targets::Dense;
     }
     if let Some(seed) = args.seed {
         recipe.seed = seed;
@@ -170,7 +174,9 @@ fn read_recipe(path: &Path) -> Result<Recipe, Error> {
 fn print_plan(plan: &Plan, schedule: &Schedule) {
     println!("{:<56} {:>10} {:>14} {:>9}", "tensor", "method", "pattern", "sparsity");
     for tensor in &plan.tensors {
-        if let Action::Prune { method, pattern, remove, .. } = &tensor.action {
+        if let Action::Prune { method, pattern, remove, .. }
+        | Action::Factorise { method, pattern, remove, .. } = &tensor.action
+        {
             let all: usize = tensor.shape.iter().product();
             let sparsity = *remove as f64 / all.max(1) as f64;
             println!("{:<56} {method:>10} {pattern:>14} {sparsity:>9.4}", tensor.name);
@@ -189,8 +195,7 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
 fn draw_allocation(plan: &Plan) {
     let mut blocks: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
     for tensor in &plan.tensors {
-        if let (Action::Prune { remove, .. }, Some((block, _))) =
-            (&tensor.action, block_of(&tensor.name))
+        if let (Some(remove), Some((block, _))) = (tensor.action.removed(), block_of(&tensor.name))
         {
             let sums = blocks.entry(block).or_default();
             sums.0 += remove;

@@ -54,7 +54,12 @@ fn report(directory: &Path, verification: &Verification, as_json: bool) -> Resul
     if as_json {
         println!("{}", serde_json::to_string_pretty(verification)?);
     } else if verification.ok {
-        println!("{}: {} tensors verified", directory.display(), verification.tensors);
+        let Verification { tensors, factors, .. } = verification;
+        print!("{}: {tensors} tensors verified", directory.display());
+        match factors {
+            0 => println!(),
+            _ => println!(", and {factors} factors against the product"),
+        }
     }
     if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
 }

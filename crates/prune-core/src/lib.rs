@@ -21,7 +21,7 @@ mod traits;
 
 pub use allocation::{Allocation, Budget, round_to_budget, scale_with_cap};
 pub use error::{Error, Result, Violation, check_finite};
-pub use factor::{Factor, Factored, Factoriser};
+pub use factor::{Factor, FactorInfo, FactorKind, Factored, Factoriser};
 pub use fidelity::Fidelity;
 pub use gram::GramAccumulator;
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};

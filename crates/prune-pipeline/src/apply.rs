@@ -7,10 +7,11 @@ use prune_checkpoint::{
     AuxiliaryFile, Checkpoint, Contents, FileState, Hasher, HfWriter, WriterOptions, digest,
     read_exact_at, tensor_digest,
 };
+use prune_core::TensorInfo;
 
 use crate::calibrate::Calibration;
 use crate::journal::{Fingerprint, JOURNAL, Journal};
-use crate::manifest::{FileRecord, MANIFEST, Manifest, TensorRecord};
+use crate::manifest::{FACTORS, FileRecord, MANIFEST, Manifest, TensorRecord};
 use crate::plan::Plan;
 use crate::run::{Item, Run, intact, items};
 use crate::schedule::{PIECE, Schedule};
@@ -93,6 +94,7 @@ pub fn apply(
             overwrite: options.overwrite,
             source: Some(source.path().to_path_buf()),
             resume: options.resume,
+            beside: beside(&items),
             ..WriterOptions::default()
         },
     )?;
@@ -163,25 +165,47 @@ fn open_journal(
                 });
             }
             let item = items.iter().find(|item| item.tensor.name == record.name);
-            item.map_or(Ok(false), |item| Ok(written_digest(writer, item)? == record.digest))
+            item.map_or(Ok(false), |item| is_written(writer, item, record))
         };
         let records = intact(items, recorded, &check)?;
-        for name in records.keys() {
-            writer.seal(name)?;
+        for record in records.values() {
+            writer.seal(&record.name)?;
+            record.factors().iter().try_for_each(|factor| writer.seal(&factor.name))?;
         }
         return Ok((journal, records));
     }
     Ok((Journal::create(path, fingerprint)?, BTreeMap::new()))
 }
 
-fn written_digest(writer: &HfWriter, item: &Item<'_>) -> Result<String> {
-    let bytes = item.info.nbytes();
+/// The file of factors, where the plan has some.
+fn beside(items: &[Item<'_>]) -> Option<(String, Vec<TensorInfo>)> {
+    let factors: Vec<TensorInfo> = items.iter().flat_map(|i| i.factors.iter().cloned()).collect();
+    (!factors.is_empty()).then(|| (FACTORS.to_string(), factors))
+}
+
+/// Whether the tensor and its factors stand in the incomplete output as the record says.
+fn is_written(writer: &HfWriter, item: &Item<'_>, record: &TensorRecord) -> Result<bool> {
+    let recorded = record.factors();
+    if recorded.len() != item.factors.len() || written_digest(writer, &item.info)? != record.digest
+    {
+        return Ok(false);
+    }
+    for (info, factor) in item.factors.iter().zip(recorded) {
+        if info.name != factor.name || written_digest(writer, info)? != factor.digest {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn written_digest(writer: &HfWriter, info: &TensorInfo) -> Result<String> {
+    let bytes = info.nbytes();
     let mut hash = Hasher::default();
     let mut piece = vec![0; PIECE.min(bytes)];
     let mut offset = 0;
     while offset < bytes {
         let part = PIECE.min(bytes - offset);
-        writer.read_part(&item.info.name, offset as u64, &mut piece[..part])?;
+        writer.read_part(&info.name, offset as u64, &mut piece[..part])?;
         hash.update(&piece[..part]);
         offset += part;
     }

@@ -8,6 +8,7 @@ use prune_core::{
 use rayon::prelude::*;
 
 use crate::hidden::HiddenStates;
+use crate::targets::Drift;
 use crate::{MemoryBudget, Result, TokenWindows};
 
 /// A model that can be run, and the token windows to run it on.
@@ -81,16 +82,27 @@ impl<'a> Calibration<'a> {
 pub(crate) struct Observed {
     pub(crate) layers: Vec<LayerId>,
     pub(crate) stats: LayerStats,
+    /// How the input differs from that in the dense model, where that was run too.
+    pub(crate) drift: Option<Drift>,
+}
+
+/// A block of the dense model, and the hidden states that enter it there.
+#[derive(Clone, Copy)]
+pub(crate) struct Dense<'a> {
+    pub(crate) block: &'a dyn Block,
+    pub(crate) hidden: &'a HiddenStates,
 }
 
 /// Statistics of the wanted layers of a block, from the inputs that they see; `at_once` samples run
 /// side by side.
 ///
 /// Statistics of a sample are summed apart and join in the order of the samples, so that neither
-/// threads nor `at_once` change a bit.
+/// threads nor `at_once` change a bit. With `dense`, layers that want a Gram matrix also get the
+/// drift of their inputs.
 pub(crate) fn observe(
     block: &dyn Block,
     hidden: &HiddenStates,
+    dense: Option<Dense<'_>>,
     wanted: &BTreeMap<LayerId, Needs>,
     at_once: usize,
     pause: &dyn Fn() -> Result<()>,
@@ -101,7 +113,13 @@ pub(crate) fn observe(
         let last = (first + at_once.max(1)).min(hidden.samples());
         let parts: Vec<Vec<Part>> = (first..last)
             .into_par_iter()
-            .map(|i| observe_sample(block, &hidden.get(i)?, wanted))
+            .map(|i| {
+                let mut parts = observe_sample(block, &hidden.get(i)?, wanted)?;
+                if let Some(dense) = dense {
+                    add_dense(&mut parts, dense.block, &dense.hidden.get(i)?)?;
+                }
+                Ok(parts)
+            })
             .collect::<Result<_>>()?;
         for part in parts.into_iter().flatten() {
             let place = all.iter().position(|o| o.layers == part.layers).unwrap_or(all.len());
@@ -109,14 +127,18 @@ pub(crate) fn observe(
                 let channels = part.columns.channels();
                 let gram = part.input.as_ref().map(|_| GramAccumulator::new(channels));
                 let stats = LayerStats { columns: Some(ColumnStats::new(channels)), gram };
-                all.push(Observed { layers: part.layers.clone(), stats });
+                let drift = part.dense.as_ref().map(|_| Drift::new(channels));
+                all.push(Observed { layers: part.layers.clone(), stats, drift });
             }
-            let stats = &mut all[place].stats;
+            let Observed { stats, drift, .. } = &mut all[place];
             if let Some(columns) = &mut stats.columns {
                 columns.merge(&part.columns)?;
             }
             if let (Some(gram), Some(input)) = (&mut stats.gram, &part.input) {
                 gram.update(&format!("input of {}", part.layers[0]), input.view())?;
+                if let (Some(drift), Some(dense)) = (drift, &part.dense) {
+                    drift.update(&part.layers[0], dense.view(), input.view())?;
+                }
             }
         }
     }
@@ -128,6 +150,20 @@ struct Part {
     columns: ColumnStats,
     /// Kept where a Gram matrix is wanted.
     input: Option<Array2<f32>>,
+    /// The same in the dense model.
+    dense: Option<Array2<f32>>,
+}
+
+/// Adds the inputs that layers have in the dense model, to parts that keep theirs.
+fn add_dense(parts: &mut [Part], block: &dyn Block, hidden: &Array2<f32>) -> Result<()> {
+    block.observe(hidden.view(), &mut |ids, input| {
+        let part = parts.iter_mut().find(|p| p.layers.first().is_some_and(|l| ids.contains(l)));
+        if let Some(part) = part.filter(|p| p.input.is_some()) {
+            part.dense = Some(input.to_owned());
+        }
+        Ok(())
+    })?;
+    Ok(())
 }
 
 fn observe_sample(
@@ -143,7 +179,8 @@ fn observe_sample(
             let mut columns = ColumnStats::new(input.ncols());
             columns.update(&format!("input of {first}"), input)?;
             let gram = layers.iter().any(|id| wanted.get(id) == Some(&Needs::Gram));
-            parts.push(Part { layers, columns, input: gram.then(|| input.to_owned()) });
+            let input = gram.then(|| input.to_owned());
+            parts.push(Part { layers, columns, input, dense: None });
         }
         Ok(())
     })?;

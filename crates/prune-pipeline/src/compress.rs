@@ -1,15 +1,17 @@
-use ndarray::Array2;
+use ndarray::{Array2, ArrayD};
 use prune_checkpoint::Hasher;
 use prune_core::{
-    ColumnStats, DType, LayerId, LayerStats, Seed, Target, TensorInfo, TensorSource, decode_f32,
-    encode_f32,
+    ColumnStats, DType, Factor, FactorKind, LayerId, LayerStats, Seed, Target, TensorInfo,
+    TensorSource, decode_f32, encode_f32,
 };
 
-use crate::manifest::{PrunedRecord, TensorRecord};
+use crate::manifest::{FactorRecord, FactoredRecord, PrunedRecord, TensorRecord};
+use crate::method::Method;
 use crate::output_error::output_error;
-use crate::plan::{Action, PlannedTensor, pruner};
+use crate::plan::{Action, PlannedTensor};
 use crate::schedule::PIECE;
 use crate::sink::Sink;
+use crate::targets::Drift;
 use crate::{Error, Result};
 
 /// What is needed to do one tensor of a plan.
@@ -20,7 +22,11 @@ pub(crate) struct Job<'a> {
     pub(crate) tensor: &'a PlannedTensor,
     /// What is written: name, dtype and shape.
     pub(crate) info: &'a TensorInfo,
+    /// The factors that are written for it.
+    pub(crate) factors: &'a [TensorInfo],
     pub(crate) stats: &'a LayerStats,
+    /// Where the layer is fitted to the outputs of the dense model.
+    pub(crate) drift: Option<&'a Drift>,
 }
 
 impl Job<'_> {
@@ -29,6 +35,7 @@ impl Job<'_> {
         match &self.tensor.action {
             Action::Copy => self.copy(),
             Action::Prune { .. } => self.prune(),
+            Action::Factorise { .. } => self.factorise(),
         }
     }
 
@@ -50,18 +57,22 @@ impl Job<'_> {
             source_digest: digest.clone(),
             digest,
             pruned: None,
+            factored: None,
         })
     }
 
     fn prune(&self) -> Result<TensorRecord> {
         let name = &self.tensor.name;
-        let Action::Prune { method, pattern, scope, remove } = &self.tensor.action else {
-            return Err(Error::plan(name, "is planned as a copy"));
+        let (Action::Prune { pattern, scope, remove, .. }, Some(Method::Pruner(pruner))) =
+            (&self.tensor.action, Method::of(&self.tensor.action)?)
+        else {
+            return Err(Error::plan(name, "is not planned to be pruned"));
         };
         let (dense, source_digest) = self.read()?;
         let shape = self.info.matrix_shape()?;
         let mut weight = Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(name, e))?;
         let layer = LayerId::from_tensor(name);
+        self.retarget(&layer, &mut weight)?;
         let target = Target {
             layer: &layer,
             pattern: pattern.parse()?,
@@ -69,11 +80,11 @@ impl Job<'_> {
             remove: *remove,
             stream: self.seed.stream(layer.as_str()),
         };
-        let pruned = pruner(method)?.prune(weight.view_mut(), self.stats, &target)?;
+        let pruned = pruner.prune(weight.view_mut(), self.stats, &target)?;
         // Kept zeros of the source may be negative; a checkpoint of ours has none.
-        let mut zeros = 0;
+        let (mut zeros, nothing) = (0, rounds_to_zero(self.info.dtype));
         weight.map_inplace(|w| {
-            let zero = *w == 0.0;
+            let zero = w.abs() <= nothing;
             *w = if zero { 0.0 } else { *w };
             zeros += usize::from(zero);
         });
@@ -98,7 +109,80 @@ impl Job<'_> {
             notes: pruned.report.notes,
         };
         let digest = self.write(weight.as_slice().unwrap_or_default())?;
-        Ok(TensorRecord { name: name.clone(), source_digest, digest, pruned: Some(record) })
+        let name = name.clone();
+        Ok(TensorRecord { name, source_digest, digest, pruned: Some(record), factored: None })
+    }
+
+    /// Factors first, rounded as they are stored; then the product of what was stored.
+    fn factorise(&self) -> Result<TensorRecord> {
+        let name = &self.tensor.name;
+        let (
+            Action::Factorise { pattern, scope, remove, .. },
+            Some(Method::Factoriser(factoriser)),
+        ) = (&self.tensor.action, Method::of(&self.tensor.action)?)
+        else {
+            return Err(Error::plan(name, "is not planned to be factorised"));
+        };
+        let (dense, source_digest) = self.read()?;
+        let shape = self.info.matrix_shape()?;
+        let mut weight = Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(name, e))?;
+        let layer = LayerId::from_tensor(name);
+        self.retarget(&layer, &mut weight)?;
+        let target = Target {
+            layer: &layer,
+            pattern: pattern.parse()?,
+            scope: scope.parse()?,
+            remove: *remove,
+            stream: self.seed.stream(layer.as_str()),
+        };
+        let found = factoriser.factorise(weight.view(), self.stats, &target)?;
+        drop((weight, found.weight));
+        let (mut records, mut stored, mut zeros) = (Vec::new(), Vec::new(), 0);
+        for (info, factor) in self.factors.iter().zip(found.factors) {
+            let bytes = encode_factor(info, &factor)?;
+            self.sink.write_factor(info, &bytes)?;
+            records.push(FactorRecord {
+                name: info.name.clone(),
+                digest: prune_checkpoint::digest(&bytes),
+            });
+            let factor = decode_factor(info, factor.role, factor.kind, &bytes)?;
+            if factor.kind == FactorKind::Sparse {
+                zeros = factor.values.iter().filter(|v| **v == 0.0).count();
+            }
+            stored.push(factor);
+        }
+        let mut product = factoriser.product(&stored, target.pattern)?;
+        drop(stored);
+        let nothing = rounds_to_zero(self.info.dtype);
+        product.map_inplace(|w| *w = if w.abs() <= nothing { 0.0 } else { *w });
+        let dense = |first: usize, count: usize| self.rows(first, count, shape.1);
+        let error = output_error(&dense, product.view(), self.stats)?;
+        let size = product.len().max(1) as f64;
+        let kept = product.len() - *remove;
+        let record = FactoredRecord {
+            core_sparsity: *remove as f64 / size,
+            zeros,
+            parameters: found.parameters,
+            overhead: found.parameters.saturating_sub(kept) as f64 / size,
+            tokens: self.stats.columns.as_ref().map_or(0, ColumnStats::count),
+            loss: found.loss,
+            relative_error: error.written,
+            dead_columns: found.report.dead_columns,
+            iterations: found.report.iterations,
+            notes: found.report.notes,
+            factors: records,
+        };
+        let digest = self.write(product.as_slice().unwrap_or_default())?;
+        let (name, factored) = (name.clone(), Some(record));
+        Ok(TensorRecord { name, source_digest, digest, pruned: None, factored })
+    }
+
+    /// Moves the weight to the one that gives the outputs of the dense model, where that is wanted.
+    fn retarget(&self, layer: &LayerId, weight: &mut Array2<f32>) -> Result<()> {
+        match (self.drift, &self.stats.gram) {
+            (Some(drift), Some(gram)) => drift.retarget(layer, weight, gram),
+            _ => Ok(()),
+        }
     }
 
     fn stored_dtype(&self) -> Result<DType> {
@@ -148,4 +232,47 @@ impl Job<'_> {
         }
         Ok(hash.finish())
     }
+}
+
+/// The bytes of a factor as its tensor stores it. Zeros have no sign.
+fn encode_factor(info: &TensorInfo, factor: &Factor) -> Result<Vec<u8>> {
+    if factor.values.shape() != info.shape {
+        let found = factor.values.shape();
+        return Err(Error::plan(&info.name, format!("is {found:?}; planned as {:?}", info.shape)));
+    }
+    if factor.kind == FactorKind::Indices {
+        return Ok(factor.values.iter().flat_map(|v| (*v as i32).to_le_bytes()).collect());
+    }
+    let nothing = rounds_to_zero(info.dtype);
+    let values: Vec<f32> =
+        factor.values.iter().map(|v| if v.abs() <= nothing { 0.0 } else { *v }).collect();
+    Ok(encode_f32(&info.name, info.dtype, &values)?)
+}
+
+/// The largest number that a dtype rounds to zero, of which it would keep the sign.
+fn rounds_to_zero(dtype: DType) -> f32 {
+    match dtype {
+        DType::F16 => 2f32.powi(-25),
+        DType::BF16 => 2f32.powi(-134),
+        _ => 0.0,
+    }
+}
+
+/// The factor that a tensor stores.
+pub(crate) fn decode_factor(
+    info: &TensorInfo,
+    role: &'static str,
+    kind: FactorKind,
+    bytes: &[u8],
+) -> Result<Factor> {
+    let values = match kind {
+        FactorKind::Indices => {
+            let (numbers, _) = bytes.as_chunks::<4>();
+            numbers.iter().map(|b| i32::from_le_bytes(*b) as f32).collect()
+        }
+        FactorKind::Dense | FactorKind::Sparse => decode_f32(&info.name, info.dtype, bytes)?,
+    };
+    let values = ArrayD::from_shape_vec(info.shape.clone(), values)
+        .map_err(|e| Error::plan(&info.name, e))?;
+    Ok(Factor { role, kind, values })
 }

@@ -128,7 +128,7 @@ pub(crate) fn check_calibration(
             .filter(|l| l.block == Some(index) && layers.contains_key(&l.id))
             .map(|l| (l.id.clone(), Needs::Columns))
             .collect();
-        let seen = observe(&*block, &hidden, &wanted, at_once, &go_on)?;
+        let seen = observe(&*block, &hidden, None, &wanted, at_once, &go_on)?;
         for layer in wanted.keys() {
             let columns = seen.iter().find(|o| o.layers.contains(layer));
             let found = columns.and_then(|o| o.stats.columns.as_ref()).map_or(0, |c| c.count());

@@ -15,12 +15,12 @@
 //!
 //! | step | here |
 //! |---|---|
-//! | what is wanted | [`Recipe`], [`Rule`] |
+//! | what is wanted | [`Recipe`], [`Rule`], [`Targets`] |
 //! | what will be done | [`Plan`], [`PlannedTensor`], [`linear_layers`] |
 //! | token ids | [`TokenWindows`] |
 //! | a model to run | [`Calibration`], over [`prune_core::BlockModel`] |
 //! | doing it | [`apply`], [`ApplyOptions`] |
-//! | what was done | [`Manifest`], in `prune-manifest.json` |
+//! | what was done | [`Manifest`], in `prune-manifest.json`; factors of layers in [`FACTORS`] |
 //! | within what memory | [`MemoryBudget`], [`Schedule`] |
 //! | proving it from disk | [`verify`], [`Verification`] |
 //! | proving it again from the source | [`rederive`] |
@@ -42,6 +42,7 @@ mod journal;
 mod manifest;
 mod measure;
 mod memory;
+mod method;
 mod output_error;
 mod plan;
 mod processor;
@@ -50,7 +51,9 @@ mod rederive;
 mod run;
 mod schedule;
 mod sink;
+mod targets;
 mod verify;
+mod verify_factors;
 mod windows;
 
 pub use apply::{ApplyOptions, Progress, apply};
@@ -59,12 +62,16 @@ pub use coverage::linear_layers;
 pub use diff::{Side, TensorDifference, diff};
 pub use error::{Error, Result};
 pub use evaluate::{CalibrationLoss, Evaluation, Weighted, evaluate};
-pub use manifest::{FileRecord, MANIFEST, Manifest, PrunedRecord, TensorRecord};
+pub use manifest::{
+    FACTORS, FactorRecord, FactoredRecord, FileRecord, MANIFEST, Manifest, PrunedRecord,
+    TensorRecord,
+};
 pub use memory::MemoryBudget;
-pub use plan::{Action, CalibrationShape, Plan, PlannedTensor, Totals};
+pub use plan::{Action, CalibrationShape, Plan, PlannedFactor, PlannedTensor, Totals};
 pub use processor::processor;
 pub use recipe::{Recipe, Rule};
 pub use rederive::rederive;
 pub use schedule::Schedule;
+pub use targets::Targets;
 pub use verify::{Failure, Verification, verify};
 pub use windows::TokenWindows;

@@ -7,6 +7,14 @@ use crate::{Error, Plan, Result};
 /// The name of the manifest beside the weights.
 pub const MANIFEST: &str = "prune-manifest.json";
 
+/// The name of the file of factors beside the weights, where a method made some.
+///
+/// For each factorised layer it holds the tensors that the method names: `<layer>.armor_a`,
+/// `<layer>.armor_core` and `<layer>.armor_b` for ARMOR, `<layer>.permuted_core` and
+/// `<layer>.permuted_order` for permuted channels. Their product is, to the rounding of its dtype,
+/// `<layer>.weight` of the model.
+pub const FACTORS: &str = "factors.safetensors";
+
 /// What a run did: the plan, and for each tensor the digests before and after and the figures.
 /// Holds no times and no paths, so that two runs of the same plan write the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +52,69 @@ pub struct TensorRecord {
     /// The figures of a pruned tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned: Option<PrunedRecord>,
+    /// The figures of a factorised tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factored: Option<FactoredRecord>,
+}
+
+impl TensorRecord {
+    /// The factors that were written.
+    pub fn factors(&self) -> &[FactorRecord] {
+        self.factored.as_ref().map_or(&[], |f| f.factors.as_slice())
+    }
+
+    /// What is worth knowing about the tensor, in words.
+    pub fn notes(&self) -> &[String] {
+        match (&self.pruned, &self.factored) {
+            (Some(pruned), _) => &pruned.notes,
+            (None, Some(factored)) => &factored.notes,
+            (None, None) => &[],
+        }
+    }
+}
+
+/// The figures of a factorised tensor. Its own bytes are those of the dense product.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactoredRecord {
+    /// The part of the sparse factor that was removed.
+    pub core_sparsity: f64,
+    /// Zeros in the sparse factor as stored: those removed, and kept values that are zero.
+    pub zeros: usize,
+    /// Numbers that a runtime which knows the factors holds: what the sparse one keeps, and all of
+    /// the others.
+    pub parameters: usize,
+    /// The numbers of the factors other than the sparse one, over those of the weight.
+    pub overhead: f64,
+    /// Calibration tokens that reached the layer.
+    pub tokens: u64,
+    /// The method's own loss before its first step and at the end, where it reckons one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<[f64; 2]>,
+    /// Relative squared error of the layer's output with the product in place of the weight, as
+    /// [`PrunedRecord::relative_error`].
+    pub relative_error: f64,
+    /// Input channels that were 0 for every token.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dead_columns: usize,
+    /// Iterations of an iterative method.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterations: Option<u32>,
+    /// Fallbacks taken and whatever else is worth knowing, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// The factors.
+    pub factors: Vec<FactorRecord>,
+}
+
+/// One factor of a manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FactorRecord {
+    /// The name of its tensor in [`FACTORS`].
+    pub name: String,
+    /// SHA-256 of its bytes.
+    pub digest: String,
 }
 
 /// The figures of a pruned tensor.

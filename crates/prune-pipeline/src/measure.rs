@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::calibrate::{Calibration, forward, observe};
 use crate::output_error::output_error;
 use crate::schedule::{measuring, statistics_bytes};
-use crate::{CalibrationLoss, Error, Result};
+use crate::{CalibrationLoss, Error, Result, Targets};
 
 /// What an allocator wants measured, and what there is to measure it with.
 pub(crate) struct Measurement<'a> {
@@ -261,7 +261,7 @@ fn each_block(
     let weights = model.layers().iter().map(|l| 12 * l.numel() as u64).max().unwrap_or(0);
     let statistics = |block: usize| -> u64 {
         let here = model.layers().iter().filter(|l| l.block == Some(block));
-        here.map(|l| statistics_bytes(needs, l.shape[1])).sum()
+        here.map(|l| statistics_bytes(needs, l.shape[1], Targets::Own)).sum()
     };
     let statistics = (0..model.blocks()).map(statistics).max().unwrap_or(0);
     let (spills, at_once) = measuring(calibration, weights + statistics)?;
@@ -275,7 +275,7 @@ fn each_block(
             .collect();
         let wanted = layers.iter().map(|id| (id.clone(), needs)).collect();
         let block = model.load_block(source, index)?;
-        let seen = observe(&*block, &hidden, &wanted, at_once, &go_on)?;
+        let seen = observe(&*block, &hidden, None, &wanted, at_once, &go_on)?;
         let stats = seen
             .into_iter()
             .flat_map(|o| o.layers.into_iter().map(move |id| (id, o.stats.clone())))

@@ -1,15 +1,17 @@
 use std::collections::BTreeMap;
 
 use prune_core::{
-    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, Seed, TensorSource, round_to_pattern,
+    Budget, DType, FactorKind, LayerInfo, Needs, Pattern, Scope, Seed, TensorInfo, TensorSource,
+    round_to_pattern,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::Calibration;
 use crate::coverage::{check_calibration, claim};
 use crate::measure::Measurement;
-use crate::recipe::{Recipe, Rule};
-use crate::{Error, Result};
+use crate::method::Method;
+use crate::recipe::{Recipe, Rule, scalars};
+use crate::{Error, Result, Targets};
 
 /// What will be done to every tensor of a checkpoint. Readable, stable, and executed exactly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,13 +46,13 @@ pub struct CalibrationShape {
 pub struct Totals {
     /// Elements of all tensors.
     pub parameters: usize,
-    /// Weights of the tensors that will be pruned.
+    /// Weights of the tensors that will be pruned or factorised.
     pub planned_weights: usize,
-    /// Weights that will be removed.
+    /// Weights that will be removed, from the weight or from its sparse factor.
     pub removed: usize,
     /// `removed / planned_weights`.
     pub sparsity: f64,
-    /// Bytes of the tensors that will be written.
+    /// Bytes of the tensors that will be written, factors included.
     pub bytes: usize,
 }
 
@@ -85,6 +87,52 @@ pub enum Action {
         /// How many weights are removed; exact.
         remove: usize,
     },
+    /// Replaced by the product of factors, which are written beside the model.
+    Factorise {
+        /// The factoriser.
+        method: String,
+        /// Its options.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "scalars")]
+        options: BTreeMap<String, String>,
+        /// The pattern of the sparse factor, as text.
+        pattern: String,
+        /// Its scope, as text.
+        scope: String,
+        /// How many weights of the sparse factor are removed; exact.
+        remove: usize,
+        /// The factors that are written to [`FACTORS`](crate::FACTORS).
+        factors: Vec<PlannedFactor>,
+    },
+}
+
+/// A factor of a planned tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedFactor {
+    /// The name of its tensor.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The dtype that will be written.
+    pub dtype: String,
+}
+
+impl Action {
+    /// How many weights go, from the tensor or from its sparse factor; `None` for a copy.
+    pub fn removed(&self) -> Option<usize> {
+        match self {
+            Action::Copy => None,
+            Action::Prune { remove, .. } | Action::Factorise { remove, .. } => Some(*remove),
+        }
+    }
+
+    /// The factors that will be written.
+    pub fn factors(&self) -> &[PlannedFactor] {
+        match self {
+            Action::Factorise { factors, .. } => factors,
+            _ => &[],
+        }
+    }
 }
 
 impl Plan {
@@ -126,16 +174,26 @@ impl Plan {
         let mut tensors = Vec::new();
         let mut totals = Totals::default();
         for info in source.tensors() {
-            let action = actions.remove(&info.name).unwrap_or(Action::Copy);
+            let mut action = actions.remove(&info.name).unwrap_or(Action::Copy);
             let mut out = info.clone();
-            if let (Some(dtype), Action::Prune { .. }) = (dtype, &action) {
+            if let (Some(dtype), false) = (dtype, action == Action::Copy) {
                 out.dtype = dtype;
             }
             totals.parameters += info.numel();
             totals.bytes += out.nbytes();
-            if let Action::Prune { remove, .. } = &action {
+            if let Some(remove) = action.removed() {
                 totals.planned_weights += info.numel();
                 totals.removed += remove;
+            }
+            for factor in factors_of(&out, &action)? {
+                totals.bytes += factor.nbytes();
+                if let Action::Factorise { factors, .. } = &mut action {
+                    factors.push(PlannedFactor {
+                        name: factor.name,
+                        shape: factor.shape,
+                        dtype: factor.dtype.name().into(),
+                    });
+                }
             }
             tensors.push(PlannedTensor {
                 name: info.name.clone(),
@@ -176,12 +234,17 @@ impl Plan {
     }
 }
 
-/// The pruner of a planned method.
-pub(crate) fn pruner(method: &str) -> Result<Box<dyn Pruner>> {
-    prune_unstructured::pruner(method).ok_or_else(|| {
-        let known: Vec<&str> = prune_unstructured::PRUNERS.iter().map(|(n, _)| *n).collect();
-        Error::recipe("method", format!("`{method}` is unknown; known are {}", known.join(", ")))
-    })
+/// The factors that a tensor is replaced by, as they are stored: in its own dtype, but for indices.
+pub(crate) fn factors_of(info: &TensorInfo, action: &Action) -> Result<Vec<TensorInfo>> {
+    let Some(Method::Factoriser(factoriser)) = Method::of(action)? else { return Ok(Vec::new()) };
+    let (rows, cols) = info.matrix_shape()?;
+    let layer = prune_core::LayerId::from_tensor(&info.name);
+    let stored = |factor: prune_core::FactorInfo| TensorInfo {
+        name: factor.tensor_name(&layer),
+        dtype: if factor.kind == FactorKind::Indices { DType::I32 } else { info.dtype },
+        shape: factor.shape,
+    };
+    Ok(factoriser.factors(rows, cols).into_iter().map(stored).collect())
 }
 
 /// Refuses a plan whose calibrated layers would not see enough data.
@@ -193,8 +256,9 @@ fn check_coverage(
 ) -> Result<()> {
     let mut calibrated = BTreeMap::new();
     for (rule, layers) in claims {
-        let method = recipe.rules[*rule].method.as_deref().unwrap_or_default();
-        if pruner(method)?.needs() != Needs::Nothing {
+        let rule = &recipe.rules[*rule];
+        let method = rule.method.as_deref().unwrap_or_default();
+        if Method::new(method, &rule.options)?.needs() != Needs::Nothing {
             if calibration.is_none() {
                 return Err(Error::NeedsCalibration { what: method.into() });
             }
@@ -202,6 +266,13 @@ fn check_coverage(
         }
     }
     match calibration {
+        Some(calibration)
+            if recipe.targets == Targets::Dense && calibration.model().is_routed() =>
+        {
+            let reason = "`dense` compares inputs token by token, but this model routes tokens to \
+                          other experts once it is compressed";
+            Err(Error::recipe("targets", reason))
+        }
         Some(calibration) if !calibrated.is_empty() => {
             check_calibration(source, calibration, &calibrated, recipe.min_tokens)
         }
@@ -219,24 +290,24 @@ fn plan_rule(
 ) -> Result<Vec<(String, Action)>> {
     let field = |name: &str| format!("rule {number}, {name}");
     let method = rule.method.as_deref().unwrap_or_default();
-    let pruner = pruner(method)?;
+    let made = Method::new(method, &rule.options)?;
     let text = rule.pattern.as_deref().unwrap_or("unstructured");
     let pattern: Pattern = text.parse().map_err(|e| Error::recipe(field("pattern"), e))?;
     let scope = match &rule.scope {
         Some(text) => text.parse().map_err(|e| Error::recipe(field("scope"), e))?,
-        None if pattern == Pattern::Unstructured => pruner.default_scope(),
+        None if pattern == Pattern::Unstructured => made.default_scope(),
         None => Scope::PerLayer,
     };
     let global = scope == Scope::Global;
     if global
-        && (pruner.needs() != Needs::Nothing
+        && (made.needs() != Needs::Nothing
             || pattern != Pattern::Unstructured
             || method != "magnitude")
     {
         return Err(Error::recipe(field("scope"), "`global` is for unstructured magnitude only"));
     }
     if !global {
-        pruner.supports(pattern, scope)?;
+        made.supports(pattern, scope)?;
     }
     let removed = match (pattern.fixed_sparsity(), rule.sparsity) {
         (Some(fixed), Some(asked)) if (fixed - asked).abs() > 1e-9 => {
@@ -267,10 +338,13 @@ fn plan_rule(
                 let all = budget.remove_total(total);
                 prune_unstructured::global_magnitude_counts(source, &layers, all)?.removed
             } else {
+                let Method::Pruner(pruner) = &made else {
+                    return Err(Error::recipe(field("pattern"), "leaves nothing to allocate"));
+                };
                 let name = rule.allocate.as_deref().unwrap_or("uniform");
                 let measurement = Measurement {
                     allocator: name,
-                    pruner: &*pruner,
+                    pruner: &**pruner,
                     pattern,
                     scope,
                     seed,
@@ -291,11 +365,18 @@ fn plan_rule(
             };
             pattern.check_shape(&name, rows, cols)?;
             let remove = round_to_pattern(&name, pattern, rows, cols, removed)?;
-            let action = Action::Prune {
-                method: method.into(),
-                pattern: pattern.to_string(),
-                scope: scope.to_string(),
-                remove,
+            let (method, pattern) = (method.to_string(), pattern.to_string());
+            let scope = scope.to_string();
+            let action = match &made {
+                Method::Pruner(_) => Action::Prune { method, pattern, scope, remove },
+                Method::Factoriser(_) => Action::Factorise {
+                    method,
+                    options: rule.options.clone(),
+                    pattern,
+                    scope,
+                    remove,
+                    factors: Vec::new(),
+                },
             };
             Ok((name, action))
         })

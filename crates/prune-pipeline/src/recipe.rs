@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use globset::{GlobBuilder, GlobMatcher};
 use regex::{Regex, RegexBuilder};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Targets};
 
 /// What is to be done to a model: ordered rules, of which the last that matches a layer decides.
 ///
@@ -36,6 +38,10 @@ pub struct Recipe {
     /// Calibration tokens that every calibrated layer has to see; fewer are an error.
     #[serde(default = "min_tokens")]
     pub min_tokens: u64,
+    /// What layers are fitted to by methods that fit weights to outputs (those that need Gram
+    /// matrices).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub targets: Targets,
     /// The rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -49,7 +55,7 @@ pub struct Rule {
     /// Leave these layers alone; excludes every other field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip: bool,
-    /// The pruner: `wanda`.
+    /// The pruner or factoriser: `wanda`, `armor`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// The fraction of the rule's weights to remove, `0 <= sparsity < 1`. Fixed by N:M patterns.
@@ -66,6 +72,36 @@ pub struct Rule {
     /// parameter after `=`, as `owl=0.08`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocate: Option<String>,
+    /// Options of the method, by name: numbers or words. Those of
+    /// [`prune_unstructured::factoriser`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "scalars")]
+    pub options: BTreeMap<String, String>,
+}
+
+/// A map of names to numbers, words or truth values, each as text.
+pub(crate) fn scalars<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<BTreeMap<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Scalar {
+        Whole(i64),
+        Number(f64),
+        Truth(bool),
+        Text(String),
+    }
+    let found = BTreeMap::<String, Scalar>::deserialize(deserializer)?;
+    let text = |scalar| match scalar {
+        Scalar::Whole(number) => number.to_string(),
+        Scalar::Number(number) => number.to_string(),
+        Scalar::Truth(truth) => truth.to_string(),
+        Scalar::Text(text) => text,
+    };
+    Ok(found.into_iter().map(|(key, scalar)| (key, text(scalar))).collect())
+}
+
+fn is_default(targets: &Targets) -> bool {
+    *targets == Targets::default()
 }
 
 fn version() -> u32 {
@@ -81,7 +117,14 @@ impl Recipe {
     /// A recipe of one rule: every linear layer of every block, pruned by `method`.
     pub fn new(method: &str) -> Self {
         let rule = Rule { layers: "*".into(), method: Some(method.into()), ..Rule::default() };
-        Self { version: 1, seed: 0, dtype: None, min_tokens: min_tokens(), rules: vec![rule] }
+        Self {
+            version: 1,
+            seed: 0,
+            dtype: None,
+            min_tokens: min_tokens(),
+            targets: Targets::default(),
+            rules: vec![rule],
+        }
     }
 
     /// With the first rule's sparsity.
@@ -108,6 +151,12 @@ impl Recipe {
         self.first(|rule| rule.allocate = Some(allocator.into()))
     }
 
+    /// With an option of the first rule's method.
+    #[must_use]
+    pub fn option(self, key: &str, value: &str) -> Self {
+        self.first(|rule| drop(rule.options.insert(key.into(), value.into())))
+    }
+
     /// With a seed.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -119,6 +168,13 @@ impl Recipe {
     #[must_use]
     pub fn min_tokens(mut self, tokens: u64) -> Self {
         self.min_tokens = tokens;
+        self
+    }
+
+    /// With other outputs to fit layers to.
+    #[must_use]
+    pub fn targets(mut self, targets: Targets) -> Self {
+        self.targets = targets;
         self
     }
 
@@ -169,6 +225,7 @@ impl Recipe {
                 rule.pattern.is_some(),
                 rule.scope.is_some(),
                 rule.allocate.is_some(),
+                !rule.options.is_empty(),
             ];
             if rule.skip && others.contains(&true) {
                 return Err(Error::recipe(field("skip"), "excludes every field but `layers`"));

@@ -11,6 +11,7 @@ use crate::run::{Run, items};
 use crate::schedule::Schedule;
 use crate::sink::CompareSink;
 use crate::verify::{Failure, Verification};
+use crate::verify_factors::open_factors;
 use crate::{Error, MemoryBudget, Progress, Result};
 
 /// Runs the recipe of a compressed checkpoint again, a tensor or a block at a time, and compares
@@ -49,7 +50,8 @@ pub fn rederive(
         });
     }
     let states = source.file_states()?;
-    let sink = CompareSink::new(&checkpoint, &manifest);
+    let factors = open_factors(directory)?;
+    let sink = CompareSink::new(&checkpoint, factors.as_ref(), &manifest);
     let run = Run {
         source,
         plan,
@@ -76,5 +78,10 @@ pub fn rederive(
             ),
         });
     }
-    Ok(Verification { ok: failures.is_empty(), tensors: items.len(), failures })
+    Ok(Verification {
+        ok: failures.is_empty(),
+        tensors: items.len(),
+        factors: items.iter().map(|item| item.factors.len()).sum(),
+        failures,
+    })
 }

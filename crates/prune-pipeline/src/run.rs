@@ -8,18 +8,23 @@ use prune_core::{
 };
 use rayon::prelude::*;
 
-use crate::calibrate::{Calibration, Observed, forward, observe};
+use crate::calibrate::{Calibration, Dense, Observed, forward, observe};
 use crate::compress::Job;
+use crate::hidden::HiddenStates;
 use crate::manifest::TensorRecord;
-use crate::plan::{Action, Plan, PlannedTensor, pruner};
-use crate::schedule::{Schedule, passes, statistics_bytes, tensor_bytes, waves};
+use crate::method::Method;
+use crate::plan::{Action, Plan, PlannedFactor, PlannedTensor, factors_of};
+use crate::schedule::{Schedule, models, passes, statistics_bytes, tensor_bytes, waves};
 use crate::sink::{Sink, lock};
-use crate::{Error, MemoryBudget, Progress, Result};
+use crate::targets::Drift;
+use crate::{Error, MemoryBudget, Progress, Result, Targets};
 
 /// A planned tensor and what will be written for it.
 pub(crate) struct Item<'a> {
     pub(crate) tensor: &'a PlannedTensor,
     pub(crate) info: TensorInfo,
+    /// The factors that are written for it.
+    pub(crate) factors: Vec<TensorInfo>,
     needs: Needs,
     bytes: u64,
 }
@@ -44,12 +49,19 @@ pub(crate) fn items<'a>(source: &Checkpoint, plan: &'a Plan) -> Result<Vec<Item<
         .iter()
         .map(|tensor| {
             let info = check_tensor(source, tensor)?;
-            let needs = match &tensor.action {
-                Action::Copy => Needs::Nothing,
-                Action::Prune { method, .. } => pruner(method)?.needs(),
-            };
-            let bytes = tensor_bytes(tensor, &info)?;
-            Ok(Item { tensor, info, needs, bytes })
+            let factors = factors_of(&info, &tensor.action)?;
+            let planned = tensor.action.factors();
+            let same = planned.len() == factors.len()
+                && planned.iter().zip(&factors).all(|(planned, factor)| {
+                    let PlannedFactor { name, shape, dtype } = planned;
+                    (name, shape) == (&factor.name, &factor.shape) && dtype == factor.dtype.name()
+                });
+            if !same {
+                return Err(Error::plan(&tensor.name, "plans other factors than the method makes"));
+            }
+            let needs = Method::of(&tensor.action)?.map_or(Needs::Nothing, |m| m.needs());
+            let bytes = tensor_bytes(tensor, &info, plan.recipe.targets)?;
+            Ok(Item { tensor, info, factors, needs, bytes })
         })
         .collect::<Result<_>>()?;
     if items.len() != source.tensors().len() {
@@ -93,7 +105,7 @@ impl Run<'_, '_> {
         for wave in waves(&sizes, self.schedule.tensors, count) {
             self.pause()?;
             left[wave].par_iter().try_for_each(|item| {
-                let record = self.compress(item, &LayerStats::default())?;
+                let record = self.compress(item, &LayerStats::default(), None)?;
                 self.commit(vec![record])
             })?;
         }
@@ -122,16 +134,23 @@ impl Run<'_, '_> {
         let pause = || self.pause();
         let at_once = self.schedule.samples;
         let mut hidden = calibration.embed(self.source, self.schedule.spills)?;
+        let mut dense = match self.plan.recipe.targets {
+            Targets::Dense => Some(calibration.embed(self.source, self.schedule.spills)?),
+            Targets::Own => None,
+        };
         for index in 0..=last {
             let items = blocks.get(&index).map(Vec::as_slice).unwrap_or_default();
             if !items.iter().all(|item| self.is_done(item)) {
-                self.block(calibration, index, items, &view, &hidden)?;
+                self.block(calibration, index, items, &view, (&hidden, dense.as_ref()))?;
             }
             view.show(items.iter().copied());
             if index < last {
                 // What was written is what later blocks see, also after an interruption: the
                 // states are recomputed from the same bytes to the same bits.
                 forward(&*model.load_block(&view, index)?, &mut hidden, at_once, &pause)?;
+                if let Some(dense) = &mut dense {
+                    forward(&*model.load_block(self.source, index)?, dense, at_once, &pause)?;
+                }
             }
         }
         Ok(())
@@ -144,33 +163,39 @@ impl Run<'_, '_> {
         index: usize,
         items: &[&Item<'_>],
         view: &View<'_>,
-        hidden: &crate::hidden::HiddenStates,
+        (hidden, dense): (&HiddenStates, Option<&HiddenStates>),
     ) -> Result<()> {
         let model = calibration.model;
         let wanted: Vec<(LayerId, Needs, usize)> = items
             .iter()
             .map(|i| (LayerId::from_tensor(&i.tensor.name), i.needs, i.info.shape[1]))
             .collect();
-        let passes = passes(&wanted, self.schedule.statistics);
+        let passes = passes(&wanted, self.schedule.statistics, self.plan.recipe.targets);
         let mut block = Some(model.load_block(view, index)?);
+        let mut dense_block = dense.map(|_| model.load_block(self.source, index)).transpose()?;
         let pause = || self.pause();
         let mut records = Vec::new();
         for (number, pass) in passes.iter().enumerate() {
             let Some(loaded) = &block else { break };
-            let seen = observe(&**loaded, hidden, pass, self.schedule.samples, &pause)?;
+            let beside = dense_block.as_deref().zip(dense);
+            let beside = beside.map(|(block, hidden)| Dense { block, hidden });
+            let at_once = self.schedule.samples;
+            let seen = observe(&**loaded, hidden, beside, pass, at_once, &pause)?;
             let is_last = number + 1 == passes.len();
             if is_last {
-                block = None;
+                (block, dense_block) = (None, None);
             }
             let items: Vec<&Item<'_>> = items
                 .iter()
                 .copied()
                 .filter(|i| pass.contains_key(&LayerId::from_tensor(&i.tensor.name)))
                 .collect();
+            let targets = self.plan.recipe.targets;
             let statistics: u64 =
-                items.iter().map(|i| statistics_bytes(i.needs, i.info.shape[1])).sum();
-            let states = hidden_bytes(calibration, self.schedule);
-            let weights = if is_last { 0 } else { model.block_bytes() as u64 };
+                items.iter().map(|i| statistics_bytes(i.needs, i.info.shape[1], targets)).sum();
+            let models = models(targets);
+            let states = models * hidden_bytes(calibration, self.schedule);
+            let weights = if is_last { 0 } else { models * model.block_bytes() as u64 };
             let held = statistics + states + weights + (96 << 20);
             let tensors = self.schedule.tensors_beside(held, self.budget);
             let sizes: Vec<u64> = items.iter().map(|i| i.bytes).collect();
@@ -178,7 +203,10 @@ impl Run<'_, '_> {
                 self.pause()?;
                 let done: Vec<TensorRecord> = items[wave]
                     .par_iter()
-                    .map(|item| self.compress(item, self.stats_of(item, &seen)?))
+                    .map(|item| {
+                        let (stats, drift) = self.stats_of(item, &seen)?;
+                        self.compress(item, stats, drift)
+                    })
                     .collect::<Result<_>>()?;
                 records.extend(done);
             }
@@ -187,21 +215,35 @@ impl Run<'_, '_> {
         self.commit(records)
     }
 
-    fn stats_of<'s>(&self, item: &Item<'_>, seen: &'s [Observed]) -> Result<&'s LayerStats> {
+    fn stats_of<'s>(
+        &self,
+        item: &Item<'_>,
+        seen: &'s [Observed],
+    ) -> Result<(&'s LayerStats, Option<&'s Drift>)> {
         let layer = LayerId::from_tensor(&item.tensor.name);
-        let stats = seen.iter().find(|o| o.layers.contains(&layer)).map(|o| &o.stats);
-        let tokens = stats.and_then(|s| s.columns.as_ref()).map_or(0, ColumnStats::count);
+        let found = seen.iter().find(|o| o.layers.contains(&layer));
+        let columns = found.and_then(|o| o.stats.columns.as_ref());
+        let tokens = columns.map_or(0, ColumnStats::count);
         let needed = self.plan.recipe.min_tokens;
-        match stats {
-            Some(stats) if tokens >= needed => Ok(stats),
+        match found {
+            // Layers that share an input may want less of it than this one.
+            Some(found) if tokens >= needed => {
+                Ok((&found.stats, found.drift.as_ref().filter(|_| item.needs == Needs::Gram)))
+            }
             _ => Err(Error::Starved { layer: layer.to_string(), found: tokens, needed }),
         }
     }
 
-    fn compress(&self, item: &Item<'_>, stats: &LayerStats) -> Result<TensorRecord> {
+    fn compress(
+        &self,
+        item: &Item<'_>,
+        stats: &LayerStats,
+        drift: Option<&Drift>,
+    ) -> Result<TensorRecord> {
         let seed = Seed::new(self.plan.recipe.seed);
-        let Item { tensor, info, .. } = item;
-        Job { source: self.source, sink: self.sink, seed, tensor, info, stats }.run()
+        let Item { tensor, info, factors, .. } = item;
+        Job { source: self.source, sink: self.sink, seed, tensor, info, factors, stats, drift }
+            .run()
     }
 
     fn commit(&self, records: Vec<TensorRecord>) -> Result<()> {

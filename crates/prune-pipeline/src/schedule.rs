@@ -5,8 +5,10 @@ use serde::Serialize;
 
 use crate::calibrate::Calibration;
 use crate::memory::Mebibytes;
-use crate::plan::{Action, Plan, PlannedTensor, pruner};
-use crate::{Error, MemoryBudget, Result};
+use crate::method::Method;
+use crate::plan::{Plan, PlannedTensor};
+use crate::targets::Drift;
+use crate::{Error, MemoryBudget, Result, Targets};
 
 /// Bytes of a tensor that are read, changed or written at a time.
 pub(crate) const PIECE: usize = 4 << 20;
@@ -47,24 +49,44 @@ pub struct Schedule {
 }
 
 /// Bytes that a planned tensor takes while it is worked on.
-pub(crate) fn tensor_bytes(tensor: &PlannedTensor, info: &TensorInfo) -> Result<u64> {
-    let Action::Prune { method, .. } = &tensor.action else { return Ok(2 * PIECE as u64) };
+pub(crate) fn tensor_bytes(
+    tensor: &PlannedTensor,
+    info: &TensorInfo,
+    targets: Targets,
+) -> Result<u64> {
+    let Some(method) = Method::of(&tensor.action)? else { return Ok(2 * PIECE as u64) };
     let (rows, cols) = info.matrix_shape()?;
-    let pruner = pruner(method)?;
     let values = 4 * info.numel();
     // The reported error multiplies panels of the weight by the Gram matrix in f32.
-    let error = if pruner.needs() == Needs::Gram { 4 * cols * cols } else { 0 };
-    let work = pruner.workspace_bytes(rows, cols).max(error);
+    let gram = method.needs() == Needs::Gram;
+    let error = if gram { 4 * cols * cols } else { 0 };
+    let retarget = match targets {
+        Targets::Dense if gram => Drift::workspace_bytes(rows, cols),
+        _ => 0,
+    };
+    let work = method.workspace_bytes(rows, cols).max(error).max(retarget);
     Ok((values + work + 4 * PIECE) as u64)
 }
 
+/// Models that are run side by side.
+pub(crate) fn models(targets: Targets) -> u64 {
+    match targets {
+        Targets::Own => 1,
+        Targets::Dense => 2,
+    }
+}
+
 /// Bytes of the statistics of a layer.
-pub(crate) fn statistics_bytes(needs: Needs, columns: usize) -> u64 {
+pub(crate) fn statistics_bytes(needs: Needs, columns: usize, targets: Targets) -> u64 {
     let per_column = 64 * columns as u64;
+    let drift = match targets {
+        Targets::Own => 0,
+        Targets::Dense => Drift::bytes(columns),
+    };
     match needs {
         Needs::Nothing => 0,
         Needs::Columns => per_column,
-        Needs::Gram => per_column + 8 * (columns * columns) as u64,
+        Needs::Gram => per_column + 8 * (columns * columns) as u64 + drift,
     }
 }
 
@@ -91,15 +113,13 @@ impl Schedule {
         budget: MemoryBudget,
     ) -> Result<Self> {
         let threads = rayon::current_num_threads();
+        let targets = plan.recipe.targets;
         let mut blocks: BTreeMap<usize, Vec<Load>> = BTreeMap::new();
         let mut free = Vec::new();
         for tensor in &plan.tensors {
             let info = source.info(&tensor.name)?;
-            let bytes = tensor_bytes(tensor, info)?;
-            let needs = match &tensor.action {
-                Action::Copy => Needs::Nothing,
-                Action::Prune { method, .. } => pruner(method)?.needs(),
-            };
+            let bytes = tensor_bytes(tensor, info, targets)?;
+            let needs = Method::of(&tensor.action)?.map_or(Needs::Nothing, |m| m.needs());
             match block_of(&tensor.name) {
                 Some((block, _)) if needs != Needs::Nothing => {
                     let (_, cols) = info.matrix_shape()?;
@@ -107,9 +127,9 @@ impl Schedule {
                     let gram = needs == Needs::Gram;
                     blocks.entry(block).or_default().push(Load {
                         name: tensor.name.clone(),
-                        statistics: statistics_bytes(needs, cols),
+                        statistics: statistics_bytes(needs, cols, targets),
                         tensor: bytes,
-                        input: if gram { 4 * (tokens * cols) as u64 } else { 0 },
+                        input: if gram { models(targets) * 4 * (tokens * cols) as u64 } else { 0 },
                     });
                 }
                 _ => free.push((tensor.name.clone(), bytes)),
@@ -117,7 +137,7 @@ impl Schedule {
         }
         let mut schedule = Self::data_free(&free, threads, budget);
         if let Some(calibration) = calibration.filter(|_| !blocks.is_empty()) {
-            schedule.add_calibrated(&blocks, calibration, threads, budget);
+            schedule.add_calibrated(&blocks, calibration, models(targets), threads, budget);
         }
         match budget.limit() {
             Some(limit) if schedule.least > limit => Err(Error::Memory {
@@ -152,17 +172,18 @@ impl Schedule {
         &mut self,
         blocks: &BTreeMap<usize, Vec<Load>>,
         calibration: &Calibration<'_>,
+        models: u64,
         threads: usize,
         budget: MemoryBudget,
     ) {
         let model = calibration.model;
-        let weights = model.block_bytes() as u64;
+        let weights = models * model.block_bytes() as u64;
         let sum = |f: fn(&Load) -> u64| blocks.values().map(|b| b.iter().map(f).sum::<u64>()).max();
         let inputs = sum(|l| l.input).unwrap_or(0);
         let sample = model.sample_bytes(calibration.windows.length()) as u64
             + inputs
-            + 3 * calibration.state_bytes();
-        let hidden = calibration.samples() as u64 * calibration.state_bytes();
+            + (2 + models) * calibration.state_bytes();
+        let hidden = models * calibration.samples() as u64 * calibration.state_bytes();
         let all = sum(|l| l.statistics).unwrap_or(0);
         let every = || blocks.values().flatten();
         let one = every().map(|l| l.statistics).max().unwrap_or(0);
@@ -254,9 +275,11 @@ pub(crate) fn waves(sizes: &[u64], bytes: u64, count: usize) -> Vec<std::ops::Ra
 pub(crate) fn passes(
     wanted: &[(LayerId, Needs, usize)],
     statistics: u64,
+    targets: Targets,
 ) -> Vec<BTreeMap<LayerId, Needs>> {
-    let sizes: Vec<u64> =
-        wanted.iter().map(|(_, needs, columns)| statistics_bytes(*needs, *columns)).collect();
+    let size =
+        |(_, needs, columns): &(LayerId, Needs, usize)| statistics_bytes(*needs, *columns, targets);
+    let sizes: Vec<u64> = wanted.iter().map(size).collect();
     waves(&sizes, statistics, usize::MAX)
         .into_iter()
         .map(|range| wanted[range].iter().map(|(id, needs, _)| (id.clone(), *needs)).collect())

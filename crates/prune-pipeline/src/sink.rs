@@ -5,7 +5,7 @@ use prune_checkpoint::{Checkpoint, HfWriter, tensor_digest};
 use prune_core::{TensorInfo, TensorSource};
 
 use crate::journal::Journal;
-use crate::manifest::{Manifest, TensorRecord};
+use crate::manifest::{FactorRecord as Factor, Manifest, TensorRecord};
 use crate::verify::Failure;
 use crate::{Error, Result};
 
@@ -13,6 +13,9 @@ use crate::{Error, Result};
 pub(crate) trait Sink: Sync {
     /// Takes bytes of a tensor that is changed, from byte `offset` on.
     fn write_part(&self, info: &TensorInfo, offset: usize, bytes: &[u8]) -> Result<()>;
+
+    /// Takes the bytes of a factor of a tensor that is changed.
+    fn write_factor(&self, info: &TensorInfo, bytes: &[u8]) -> Result<()>;
 
     /// Takes bytes of a tensor that is copied.
     fn copy_part(&self, info: &TensorInfo, offset: usize, bytes: &[u8]) -> Result<()>;
@@ -40,6 +43,10 @@ impl Sink for WriteSink {
         Ok(self.writer.write_part(&info.name, offset as u64, bytes)?)
     }
 
+    fn write_factor(&self, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
+        self.write_part(info, 0, bytes)
+    }
+
     fn copy_part(&self, info: &TensorInfo, offset: usize, bytes: &[u8]) -> Result<()> {
         self.write_part(info, offset, bytes)
     }
@@ -47,6 +54,7 @@ impl Sink for WriteSink {
     fn commit(&self, records: &[TensorRecord]) -> Result<()> {
         for record in records {
             self.writer.seal(&record.name)?;
+            record.factors().iter().try_for_each(|factor| self.writer.seal(&factor.name))?;
         }
         lock(&self.journal).append(records.to_vec())
     }
@@ -62,16 +70,23 @@ impl Sink for WriteSink {
 /// that later blocks see what was made and not what is on the disk.
 pub(crate) struct CompareSink<'a> {
     checkpoint: &'a Checkpoint,
+    /// The file of factors, where there is one.
+    factors: Option<&'a Checkpoint>,
     recorded: BTreeMap<&'a str, &'a TensorRecord>,
     pending: Mutex<HashMap<String, Vec<u8>>>,
     failures: Mutex<Vec<Failure>>,
 }
 
 impl<'a> CompareSink<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, manifest: &'a Manifest) -> Self {
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        factors: Option<&'a Checkpoint>,
+        manifest: &'a Manifest,
+    ) -> Self {
         let recorded = manifest.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         Self {
             checkpoint,
+            factors,
             recorded,
             pending: Mutex::new(HashMap::new()),
             failures: Mutex::new(Vec::new()),
@@ -92,6 +107,20 @@ impl<'a> CompareSink<'a> {
         if recorded.source_digest != record.source_digest {
             return Some("was made from another source tensor".into());
         }
+        for factor in record.factors() {
+            let found = self.factors.map(|file| tensor_digest(file, &factor.name));
+            match found {
+                None => return Some("the file of its factors is missing".into()),
+                Some(Err(e)) => return Some(e.to_string()),
+                Some(Ok(found)) if found != factor.digest => {
+                    let Factor { name, digest } = factor;
+                    return Some(format!(
+                        "the factor {name} is {found}; the recipe gives {digest}"
+                    ));
+                }
+                Some(Ok(_)) => {}
+            }
+        }
         match tensor_digest(self.checkpoint, &record.name) {
             Err(e) => Some(e.to_string()),
             Ok(found) if found != record.digest => {
@@ -111,6 +140,11 @@ impl Sink for CompareSink<'_> {
             Error::plan(&info.name, format!("{} bytes at {offset} leave it", bytes.len()))
         })?;
         part.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_factor(&self, _: &TensorInfo, _: &[u8]) -> Result<()> {
+        // Compared by its digest; nothing that follows reads it.
         Ok(())
     }
 

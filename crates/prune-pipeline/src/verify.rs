@@ -10,6 +10,7 @@ use crate::apply::file_digest;
 use crate::manifest::{MANIFEST, Manifest, TensorRecord};
 use crate::plan::{Action, PlannedTensor};
 use crate::schedule::PIECE;
+use crate::verify_factors::check_factors;
 use crate::{Error, Result};
 
 /// What [`verify`] found.
@@ -19,6 +20,8 @@ pub struct Verification {
     pub ok: bool,
     /// Tensors that were read.
     pub tensors: usize,
+    /// Factors of layers that were read and multiplied.
+    pub factors: usize,
     /// What failed, by tensor.
     pub failures: Vec<Failure>,
 }
@@ -37,6 +40,10 @@ pub struct Failure {
 /// source's bytes; nothing is missing, added or changed; the files beside the weights are those
 /// that were written.
 ///
+/// A factorised tensor is dense: what has the planned zeros and pattern is its sparse factor in
+/// [`FACTORS`](crate::FACTORS), and the product of its factors is the tensor, to the rounding of
+/// its dtype. Factors are multiplied a layer at a time, in f32.
+///
 /// # Errors
 /// [`Error::Io`] and [`Error::Plan`] when there is no readable manifest. What is wrong with the
 /// checkpoint itself is in the [`Verification`].
@@ -47,7 +54,7 @@ pub fn verify(directory: &Path) -> Result<Verification> {
         Ok(checkpoint) => checkpoint,
         Err(e) => {
             let failures = vec![Failure { tensor: "checkpoint".into(), reason: e.to_string() }];
-            return Ok(Verification { ok: false, tensors: 0, failures });
+            return Ok(Verification { ok: false, tensors: 0, factors: 0, failures });
         }
     };
     let mut records: BTreeMap<&str, &TensorRecord> =
@@ -77,8 +84,10 @@ pub fn verify(directory: &Path) -> Result<Verification> {
         }
     }
     failures.extend(check_files(&checkpoint, &manifest)?);
+    let (factors, wrong) = check_factors(directory, &checkpoint, &manifest)?;
+    failures.extend(wrong);
     let tensors = checkpoint.tensors().len();
-    Ok(Verification { ok: failures.is_empty(), tensors, failures })
+    Ok(Verification { ok: failures.is_empty(), tensors, factors, failures })
 }
 
 /// What is wrong with one tensor.
@@ -96,17 +105,23 @@ fn check(
             info.dtype, info.shape, planned.dtype, planned.shape
         )));
     }
-    let Action::Prune { pattern, remove, .. } = &planned.action else {
-        let found = tensor_digest(checkpoint, &planned.name)?;
-        return Ok((found != record.source_digest).then(|| {
-            format!(
-                "is not planned to change, but differs from the source: {found} is not {}",
-                record.source_digest
-            )
-        }));
+    let (pattern, remove, expected): (Pattern, usize, Option<usize>) = match &planned.action {
+        Action::Copy => {
+            let found = tensor_digest(checkpoint, &planned.name)?;
+            return Ok((found != record.source_digest).then(|| {
+                format!(
+                    "is not planned to change, but differs from the source: {found} is not {}",
+                    record.source_digest
+                )
+            }));
+        }
+        Action::Prune { pattern, remove, .. } => {
+            let zeros = record.pruned.as_ref().map_or(*remove, |p| p.zeros);
+            (pattern.parse()?, *remove, Some(zeros))
+        }
+        // Dense: its zeros are those of its sparse factor.
+        Action::Factorise { .. } => (Pattern::Unstructured, 0, None),
     };
-    let pattern: Pattern = pattern.parse()?;
-    let expected = record.pruned.as_ref().map_or(*remove, |p| p.zeros);
     let (rows, cols) = info.matrix_shape()?;
     // Whole rows of the pattern at a time: memory does not grow with the tensor, but for columns.
     let height = match pattern {
@@ -144,13 +159,13 @@ fn check(
             });
         }
     }
-    if zeros != expected || zeros < *remove {
+    if let Some(expected) = expected.filter(|e| zeros != *e || zeros < remove) {
         return Ok(Some(format!("has {zeros} zeros; {expected} were written, {remove} removed")));
     }
     // A kept weight that happens to be zero never breaks N:M; whole blocks and columns need the
     // exact mask, which only a matrix without such weights shows.
     if let Some(broken) = broken
-        && (matches!(pattern, Pattern::NM { .. }) || zeros == *remove)
+        && (matches!(pattern, Pattern::NM { .. }) || zeros == remove)
     {
         return Ok(Some(broken));
     }

@@ -50,14 +50,15 @@
 //! | [`Compensated`] | one pass of SparseGPT's updates | Gram matrix |
 //! | [`Refit`] | least squares on the support | Gram matrix |
 //!
-//! [`PRUNERS`] lists them and [`pruner`] makes one by name, `ria+refit` included. A score of your own
-//! takes one method: see [`ScorePruner`](prune_core::ScorePruner). [`permute_channels`] orders input
-//! channels so that N:M groups keep more. Where all layers of a model compete,
+//! [`PRUNERS`] lists them and [`pruner`] makes one by name, `ria+refit` included. A score of your
+//! own takes one method: see [`ScorePruner`](prune_core::ScorePruner). [`permute_channels`] orders
+//! input channels so that N:M groups keep more. Where all layers of a model compete,
 //! [`global_magnitude_counts`] says how many weights each gives up.
 //!
 //! [`Armor`] is no pruner but a [`Factoriser`](prune_core::Factoriser): it puts an N:M core between
-//! two block-diagonal matrices. [`FACTORISERS`] lists such methods and [`factoriser`] makes one by
-//! name; [`armor()`] is the function behind it and [`ArmorLayer`] what it makes.
+//! two block-diagonal matrices; [`armor()`] is the function behind it and [`ArmorLayer`] what it
+//! makes. So is [`Permuted`], whose core is N:M over channels in an order of its own.
+//! [`FACTORISERS`] lists such methods and [`factoriser`] makes one by name.
 
 mod admm;
 mod armor;
@@ -89,7 +90,7 @@ pub use global::global_magnitude_counts;
 pub use magnitude::Magnitude;
 pub use nowag::NoWag;
 pub use permutation::{
-    ChannelImportance, ChannelPermutation, PermuteOptions, PermutedNm, Refinement,
+    ChannelImportance, ChannelPermutation, PermuteOptions, Permuted, PermutedNm, Refinement,
     permute_channels, prune_permuted,
 };
 pub use random::Random;

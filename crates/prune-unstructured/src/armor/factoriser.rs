@@ -1,10 +1,12 @@
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use prune_core::{
-    Factored, Factoriser, LayerStats, Needs, Pattern, PruneReport, Result, Scope, Target,
+    Error, Factor, FactorInfo, FactorKind, Factored, Factoriser, LayerStats, Needs, Pattern,
+    PruneReport, Result, Scope, Target,
 };
 
+use super::layer::ROLES;
 use super::solver::supports;
-use super::{ArmorOptions, armor};
+use super::{ArmorLayer, ArmorOptions, armor};
 
 /// ARMOR as a [`Factoriser`]: an N:M core between two block-diagonal matrices. See [`armor`].
 ///
@@ -30,7 +32,8 @@ use super::{ArmorOptions, armor};
 /// let found = Armor(ArmorOptions::fast().block(4)).factorise(weight.view(), &stats, &target)?;
 /// assert_eq!(found.mask.removed(), 128);
 /// assert_eq!(found.parameters, 128 + 2 * 16 * 4);
-/// assert!(found.loss[1] < found.loss[0]);
+/// let [start, end] = found.loss.unwrap_or_default();
+/// assert!(end < start);
 /// # Ok::<(), prune_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -49,7 +52,45 @@ impl Factoriser for Armor {
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {
-        supports(pattern, scope)
+        supports(pattern, scope)?;
+        match pattern {
+            Pattern::NM { m, .. } => self.0.check(m),
+            _ => Ok(()),
+        }
+    }
+
+    fn factors(&self, rows: usize, cols: usize) -> Vec<FactorInfo> {
+        let blocks = |size: usize, block: usize| {
+            let block = block.min(size.max(1)).max(1);
+            vec![size.div_ceil(block), block, block]
+        };
+        let [a, core, b] = ROLES;
+        let info = |role, kind, shape| FactorInfo { role, kind, shape };
+        vec![
+            info(a, FactorKind::Dense, blocks(rows, self.0.block[0])),
+            info(core, FactorKind::Sparse, vec![rows, cols]),
+            info(b, FactorKind::Dense, blocks(cols, self.0.block[1])),
+        ]
+    }
+
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // The normalised weight, core, two moments and the best core so far, the mask beside the
+        // core, then the packed core, the core with its zeros and the product on top of the first.
+        let square = |size: usize, block: usize| size * block.min(size);
+        let blocks = square(rows, self.0.block[0]) + square(cols, self.0.block[1]);
+        36 * rows * cols + 64 * blocks + (8 << 20)
+    }
+
+    fn product(&self, factors: &[Factor], pattern: Pattern) -> Result<Array2<f32>> {
+        let (Pattern::NM { n, m }, [a, core, b]) = (pattern, factors) else {
+            return Err(Error::Shape {
+                what: format!("armor factors of a core of pattern {pattern}"),
+                found: vec![factors.len()],
+                expected: vec![ROLES.len()],
+            });
+        };
+        let factors = [a.clone(), core.clone(), b.clone()];
+        Ok(ArmorLayer::from_factors(&factors, n, m)?.to_dense())
     }
 
     fn factorise(
@@ -67,7 +108,7 @@ impl Factoriser for Armor {
             parameters: found.layer.parameters(),
             factors: found.layer.factors().to_vec(),
             mask: found.mask,
-            loss: [found.losses[0], found.loss],
+            loss: Some([found.losses[0], found.loss]),
             report: PruneReport {
                 dead_columns: importance.iter().filter(|h| **h == 0.0).count(),
                 iterations: u32::try_from(found.losses.len() - 1).ok(),

@@ -1,6 +1,8 @@
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, LinalgScalar, s};
-use prune_core::{BlockDiagonal, Element, Error, Factor, NmPacked, Result, SparseMatrix};
+use prune_core::{
+    BlockDiagonal, Element, Error, Factor, FactorKind, NmPacked, Result, SparseMatrix,
+};
 
 /// A linear layer as ARMOR leaves it: `W ≈ A · S · B` with block-diagonal A and B and an N:M core S.
 ///
@@ -32,7 +34,7 @@ pub struct ArmorLayer<T> {
 }
 
 /// The roles of the three factors; see [`ArmorLayer::factors`].
-const ROLES: [&str; 3] = ["armor_a", "armor_core", "armor_b"];
+pub(super) const ROLES: [&str; 3] = ["armor_a", "armor_core", "armor_b"];
 
 impl<T: Element> ArmorLayer<T> {
     /// The layer `a · core · b`.
@@ -181,9 +183,21 @@ impl ArmorLayer<f32> {
     pub fn factors(&self) -> [Factor; 3] {
         let [a, core, b] = ROLES;
         [
-            Factor { role: a, values: self.a.data().to_owned().into_dyn() },
-            Factor { role: core, values: self.core.to_dense().into_dyn() },
-            Factor { role: b, values: self.b.data().to_owned().into_dyn() },
+            Factor {
+                role: a,
+                kind: FactorKind::Dense,
+                values: self.a.data().to_owned().into_dyn(),
+            },
+            Factor {
+                role: core,
+                kind: FactorKind::Sparse,
+                values: self.core.to_dense().into_dyn(),
+            },
+            Factor {
+                role: b,
+                kind: FactorKind::Dense,
+                values: self.b.data().to_owned().into_dyn(),
+            },
         ]
     }
 

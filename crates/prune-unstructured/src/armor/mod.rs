@@ -14,6 +14,7 @@ mod snapshot;
 mod solver;
 mod state;
 mod sweep;
+mod text;
 
 pub use factoriser::Armor;
 pub use layer::ArmorLayer;
