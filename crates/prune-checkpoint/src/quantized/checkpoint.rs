@@ -6,7 +6,9 @@ use prune_core::{DType, LayerId, QuantizedMatrix, TensorInfo, TensorSource, enco
 use serde_json::Value;
 
 use super::{LayerReader, LayerTensors, QuantizedLayer, Reader, scale_dtype};
-use crate::{AuxiliaryFile, Checkpoint, Contents, Error, Result, awq, compressed_tensors, gptq};
+use crate::{
+    AuxiliaryFile, Checkpoint, Contents, Error, FileState, Result, awq, compressed_tensors, gptq,
+};
 
 /// A checkpoint in compressed-tensors, GPTQ or AWQ format, read as matrices of codes or, through
 /// [`TensorSource`], as the weights that they stand for.
@@ -55,7 +57,12 @@ impl QuantizedCheckpoint {
     /// other formats and variants, by name; [`Error::Tensor`] for a layer whose tensors do not go
     /// together.
     pub fn open(path: &Path) -> Result<Self> {
-        let source = Checkpoint::open(path)?;
+        Self::new(Checkpoint::open(path)?)
+    }
+
+    pub(crate) fn new(source: Checkpoint) -> Result<Self> {
+        let path = source.path().to_path_buf();
+        let path = path.as_path();
         let reader = reader(&source)?;
         let marker = format!(".{}", reader.marker());
         let names: Vec<LayerId> = source
@@ -74,7 +81,7 @@ impl QuantizedCheckpoint {
         }
         let mut layers = Vec::with_capacity(names.len());
         for layer in &names {
-            layers.push(reader.layer(&LayerTensors { source: &source, layer })?);
+            layers.push(reader.layer(&LayerTensors { source: &source, path, layer })?);
         }
         let infos: Vec<QuantizedLayer> = layers.iter().map(|l| l.info().clone()).collect();
         let mut tensors = Vec::new();
@@ -136,7 +143,8 @@ impl QuantizedCheckpoint {
 
     fn decode(&self, index: usize) -> Result<QuantizedMatrix> {
         let reader = &self.layers[index];
-        reader.read(&LayerTensors { source: &self.source, layer: &reader.info().id })
+        let path = self.source.path();
+        reader.read(&LayerTensors { source: &self.source, path, layer: &reader.info().id })
     }
 
     /// `config.json` without what it says about quantisation: that of the delivered weights.
@@ -157,6 +165,14 @@ impl QuantizedCheckpoint {
     /// As there.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>> {
         self.source.tokenizer_json()
+    }
+
+    /// As [`Checkpoint::file_states`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn file_states(&self) -> Result<Vec<FileState>> {
+        self.source.file_states()
     }
 
     /// As [`Checkpoint::auxiliary_files`], for the delivered weights: without files that describe
@@ -222,13 +238,26 @@ impl TensorSource for QuantizedCheckpoint {
 
 /// What reads the format that the configuration names.
 fn reader(source: &Checkpoint) -> Result<Box<dyn Reader>> {
-    let path = source.path();
-    let config = quantization_config(source)?;
+    let Some(config) = quantization_config(source)? else {
+        return Err(Error::Field {
+            path: source.path().to_path_buf(),
+            field: "quantization_config of config.json".to_string(),
+            found: "missing".to_string(),
+            expected: "a description of the quantisation; a model that is not quantised is \
+                       opened as a `Checkpoint`"
+                .to_string(),
+        });
+    };
+    reader_of(source.path(), &config)
+}
+
+/// What reads the format that a `quantization_config` names.
+pub(super) fn reader_of(path: &Path, config: &Value) -> Result<Box<dyn Reader>> {
     let method = config["quant_method"].as_str().unwrap_or("gptq");
     match method {
-        "compressed-tensors" => Ok(Box::new(compressed_tensors::PackedReader::new(path, &config)?)),
-        "gptq" => Ok(Box::new(gptq::GptqReader::new(path, &config)?)),
-        "awq" => Ok(Box::new(awq::AwqReader::new(path, &config)?)),
+        "compressed-tensors" => Ok(Box::new(compressed_tensors::PackedReader::new(path, config)?)),
+        "gptq" => Ok(Box::new(gptq::GptqReader::new(path, config)?)),
+        "awq" => Ok(Box::new(awq::AwqReader::new(path, config)?)),
         other => Err(Error::Unsupported {
             path: path.to_path_buf(),
             what: format!(
@@ -241,11 +270,11 @@ fn reader(source: &Checkpoint) -> Result<Box<dyn Reader>> {
 }
 
 /// `quantization_config`, or the file of its own that older GPTQ and AWQ models have.
-fn quantization_config(source: &Checkpoint) -> Result<Value> {
+pub(crate) fn quantization_config(source: &Checkpoint) -> Result<Option<Value>> {
     let config = source.config()?;
     for field in ["quantization_config", "compression_config"] {
         if let Some(found) = config.get(field).filter(|v| v.is_object()) {
-            return Ok(found.clone());
+            return Ok(Some(found.clone()));
         }
     }
     for file in source.auxiliary_files()? {
@@ -266,16 +295,8 @@ fn quantization_config(source: &Checkpoint) -> Result<Value> {
         })?;
         if let Some(fields) = found.as_object_mut() {
             fields.entry("quant_method").or_insert_with(|| method.into());
-            return Ok(found);
+            return Ok(Some(found));
         }
     }
-    Err(Error::Field {
-        path: source.path().to_path_buf(),
-        field: "quantization_config of config.json".to_string(),
-        found: "missing".to_string(),
-        expected:
-            "a description of the quantisation; a model that is not quantised is opened as a \
-                   `Checkpoint`"
-                .to_string(),
-    })
+    Ok(None)
 }
