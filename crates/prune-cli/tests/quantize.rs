@@ -175,8 +175,8 @@ fn codes_go_along_from_format_to_format() {
             assert_eq!(codes(&out), expected, "{format}");
         }
         let after = perplexity(&out);
-        // Q4_1 rounds its minima to f16, and embeddings go to F16.
-        assert!((after - before).abs() < 2e-3 * before, "{format}: {before} {after}");
+        // Q4_1 rounds its minima to f16, and embeddings go to Q8_0.
+        assert!((after - before).abs() < 5e-3 * before, "{format}: {before} {after}");
     }
     // A dense model has no codes to keep.
     let (from, to) = (tiny_llama().display().to_string(), path("none").display().to_string());
@@ -201,19 +201,19 @@ fn what_cannot_be_stored_is_refused_before_anything_is_written() {
         ("--method gptq --bits 4 --group 64 --format gptq", 4, "needs calibration data"),
         ("--method rtn --bits 9", 4, "from 2 to 8"),
         ("--method rtn --bits 3.5", 4, "without `levels` they are whole"),
-        ("--method rtn --bits 3.5 --levels 4,2", 4, "allocate, is missing"),
+        ("--method rtn --bits 3.5 --levels 4,2", 4, "allocate: is missing"),
         ("--method rtn --bits 1.5 --levels 4,2 --allocate zd", 4, "the lowest level is 2"),
-        ("--method rtn --bits 3.5 --levels 4,2 --allocate owl", 4, "known are lim"),
+        ("--method rtn --bits 3.5 --levels 4,2 --allocate owl", 4, "divided by lim"),
         ("--method rtn --bits 3.5 --levels 4,2 --allocate lim", 4, "needs calibration"),
         ("--method gptp --bits 4", 4, "known are"),
         ("--method rtn --bits 4 --format onnx", 4, "known are dense"),
-        ("--method rtn --bits 4 --memory 1MiB", 5, "least"),
+        ("--method rtn --bits 4 --memory 1MiB", 5, "needs"),
         ("--bits 4", 2, "--method"),
     ] {
         let (found, text) = run(quantize(&out, &[]).args(more.split(' ')));
         assert_eq!(found, code, "{more}: {text}");
         let reason = if code == 5 { "needs" } else { reason };
-        let reason = if reason.starts_with("known are lim") { "divided by lim" } else { reason };
+        let reason = if reason.starts_with("divided by lim") { "divided by lim" } else { reason };
         assert!(text.contains(reason), "{more}: {text}");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{more}");
     }

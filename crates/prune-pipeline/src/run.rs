@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prune_checkpoint::ModelSource;
@@ -300,7 +300,7 @@ struct View<'a> {
     store: &'a Store,
     written: HashMap<String, Shown<'a>>,
     /// The last tensor that was decoded from codes, and its values.
-    last: Mutex<Option<(String, Vec<u8>)>>,
+    last: Mutex<Option<(String, Arc<Vec<u8>>)>>,
 }
 
 /// A tensor as later blocks see it.
@@ -338,16 +338,20 @@ impl<'a> View<'a> {
     }
 
     fn decoded(&self, shown: &Shown<'_>, offset: usize, buf: &mut [u8]) -> Result<()> {
-        let mut last = lock(&self.last);
-        if last.as_ref().is_none_or(|(name, _)| *name != shown.info.name) {
-            // Before the next is decoded, so that two are never held.
-            *last = None;
-            let read = |info: &TensorInfo, at: usize, buf: &mut [u8]| self.sink.read_part(info, at, buf);
-            let values = self.store.decode(shown.tensor, &read)?;
-            let bytes = encode_f32(&shown.info.name, DType::F32, &values)?;
-            *last = Some((shown.info.name.clone(), bytes));
-        }
-        let bytes = last.as_ref().map(|(_, b)| b.as_slice()).unwrap_or_default();
+        let name = &shown.info.name;
+        let held = lock(&self.last).clone();
+        let bytes = match held {
+            Some((last, bytes)) if last == *name => bytes,
+            _ => {
+                // Not under the lock: decoding shares its work over threads.
+                let read =
+                    |info: &TensorInfo, at: usize, buf: &mut [u8]| self.sink.read_part(info, at, buf);
+                let values = self.store.decode(shown.tensor, &read)?;
+                let bytes = Arc::new(encode_f32(name, DType::F32, &values)?);
+                *lock(&self.last) = Some((name.clone(), Arc::clone(&bytes)));
+                bytes
+            }
+        };
         match bytes.get(offset..offset + buf.len()) {
             Some(part) => {
                 buf.copy_from_slice(part);
@@ -355,7 +359,7 @@ impl<'a> View<'a> {
             }
             None => {
                 let reason = format!("{} bytes at {offset} leave it", buf.len());
-                Err(Error::plan(&shown.info.name, reason))
+                Err(Error::plan(name, reason))
             }
         }
     }

@@ -15,7 +15,8 @@ use crate::{
 ///
 /// Weights are delivered under their plain names in the dtype of the scales, with the bits that the
 /// reference decoders give. Opening reads headers and shapes and checks all of them. A layer is
-/// decoded when it is asked for, and the last one is kept, so that it can be read in parts.
+/// decoded when it is asked for, and the last ones are kept, one for each thread, so that layers can
+/// be read in parts.
 ///
 /// | format | variants that are read |
 /// |---|---|
@@ -45,7 +46,8 @@ pub struct QuantizedCheckpoint {
     tensors: Vec<TensorInfo>,
     /// From the delivered name to the layer.
     of_weight: HashMap<String, usize>,
-    last: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
+    /// The layers that were decoded last, the newest first.
+    last: Mutex<Vec<(usize, Arc<Vec<u8>>)>>,
 }
 
 impl QuantizedCheckpoint {
@@ -111,7 +113,7 @@ impl QuantizedCheckpoint {
         tensors.extend(source.tensors().iter().filter(|t| !belongs(t)).cloned());
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let format = reader.format();
-        Ok(Self { source, format, layers, infos, tensors, of_weight, last: Mutex::new(None) })
+        Ok(Self { source, format, layers, infos, tensors, of_weight, last: Mutex::new(Vec::new()) })
     }
 
     /// The path that was opened.
@@ -191,21 +193,22 @@ impl QuantizedCheckpoint {
 
     /// The delivered bytes of a layer, decoded or from the last time.
     fn weight(&self, index: usize) -> prune_core::Result<Arc<Vec<u8>>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((held, bytes)) = last.as_ref()
-            && *held == index
-        {
+        let held = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = held().iter().find(|(i, _)| *i == index) {
             return Ok(Arc::clone(bytes));
         }
-        // Before the next is decoded, so that two are never held.
-        *last = None;
+        // Not under the lock: decoding shares its work over threads, and a thread that waits for
+        // the others may be given a read of another layer meanwhile.
         let layer = &self.infos[index];
-        let matrix = self.decode(index)?;
-        let values = matrix.dequantize();
+        let values = self.decode(index)?.dequantize();
         let dtype = scale_dtype(layer.scheme.scale).unwrap_or(DType::F32);
         let name = layer.id.weight_name();
         let bytes = Arc::new(encode_f32(&name, dtype, values.as_slice().unwrap_or_default())?);
-        *last = Some((index, Arc::clone(&bytes)));
+        let mut last = held();
+        last.retain(|(i, _)| *i != index);
+        last.insert(0, (index, Arc::clone(&bytes)));
+        // One for each thread that may be reading a layer in parts.
+        last.truncate(rayon::current_num_threads());
         Ok(bytes)
     }
 }
