@@ -98,8 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 type Share = (u32, u8);
 
 /// What can be chosen from: percent of weights removed, and bits.
-const SHARES: [Share; 8] =
-    [(0, 8), (0, 5), (0, 4), (0, 3), (0, 2), (50, 8), (50, 4), (50, 3)];
+const SHARES: [Share; 8] = [(0, 8), (0, 5), (0, 4), (0, 3), (0, 2), (50, 8), (50, 4), (50, 3)];
 
 /// Sparsity and bits of every layer, under one budget of bytes for all of them.
 fn joint(

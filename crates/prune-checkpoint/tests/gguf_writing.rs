@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use prune_checkpoint::{
-    BlockType, Checkpoint, Error, Format, GgufExport, GgufOptions, GgufTensor, GgufType, GgufTypes, GgufValue,
-    GgufWriter, HfWriter, WriterOptions,
+    BlockType, Checkpoint, Error, Format, GgufExport, GgufOptions, GgufTensor, GgufType, GgufTypes,
+    GgufValue, GgufWriter, HfWriter, WriterOptions,
 };
 use prune_core::{DType, QuantScheme, QuantizedMatrix, QuantizedParts, TensorInfo, TensorSource};
 use serde_json::{Value, json};
@@ -76,7 +76,10 @@ fn plans_that_ggml_would_refuse_are_refused() {
         assert!(e.to_string().contains(word), "{e}");
     }
     let twice = vec![("k".to_string(), GgufValue::U32(1)), ("k".to_string(), GgufValue::U32(2))];
-    assert!(matches!(GgufWriter::create(&out, twice, Vec::new(), &GgufOptions::default()), Err(Error::Plan { .. })));
+    assert!(matches!(
+        GgufWriter::create(&out, twice, Vec::new(), &GgufOptions::default()),
+        Err(Error::Plan { .. })
+    ));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
@@ -87,7 +90,12 @@ fn tensors_are_written_once_and_all() {
     let create = |overwrite| {
         let kind = GgufType::Plain(DType::F32);
         let tensors = ["a", "b"].map(|n| GgufTensor { name: n.into(), shape: vec![1], kind });
-        GgufWriter::create(&out, Vec::new(), tensors.to_vec(), &GgufOptions { overwrite, ..GgufOptions::default() })
+        GgufWriter::create(
+            &out,
+            Vec::new(),
+            tensors.to_vec(),
+            &GgufOptions { overwrite, ..GgufOptions::default() },
+        )
     };
     let writer = create(false).unwrap();
     assert!(matches!(writer.write("c", &[0; 4]), Err(Error::NotPlanned { .. })));
@@ -190,7 +198,9 @@ fn quantised_matrices_keep_their_codes_and_row_order() {
     let directory = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(&tiny_llama()).unwrap();
     let out = directory.path().join("tiny.gguf");
-    let export = GgufExport::create(&out, &source, &GgufTypes::uniform(q4_0()), &GgufOptions::default()).unwrap();
+    let export =
+        GgufExport::create(&out, &source, &GgufTypes::uniform(q4_0()), &GgufOptions::default())
+            .unwrap();
     let name = "model.layers.0.self_attn.k_proj.weight";
     let shape = source.info(name).unwrap().shape.clone();
     let parts = QuantizedParts {
@@ -322,7 +332,12 @@ fn what_llama_cpp_has_no_word_for_is_refused() {
     ] {
         let mut config = config();
         config[field] = value;
-        let e = GgufExport::create(&out, &model(&path, &config, None, None), &f32s(), &GgufOptions::default());
+        let e = GgufExport::create(
+            &out,
+            &model(&path, &config, None, None),
+            &f32s(),
+            &GgufOptions::default(),
+        );
         let e = e.unwrap_err();
         assert!(matches!(e, Error::Field { .. }), "{e}");
         assert!(e.to_string().contains(word), "{e}");

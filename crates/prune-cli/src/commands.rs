@@ -141,7 +141,8 @@ fn eval(
             Some((checkpoint, model))
         }
     };
-    let base = base.as_ref().map(|(weights, model)| Weighted { model: &**model, weights: &**weights });
+    let base =
+        base.as_ref().map(|(weights, model)| Weighted { model: &**model, weights: &**weights });
     let subject = Weighted { model: &*loaded, weights: &*checkpoint };
     let result = evaluate(subject, &windows, base)?;
     if as_json {

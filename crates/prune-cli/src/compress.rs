@@ -169,10 +169,7 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
     let t = &plan.totals;
     if t.planned_weights > 0 {
         draw_allocation(plan);
-        println!(
-            "{} of {} weights removed ({:.4})",
-            t.removed, t.planned_weights, t.sparsity
-        );
+        println!("{} of {} weights removed ({:.4})", t.removed, t.planned_weights, t.sparsity);
     }
     if t.quantized_weights > 0 {
         let bits = 8.0 * t.quantized_bytes as f64 / t.quantized_weights as f64;

@@ -37,12 +37,7 @@ pub(crate) fn convert(
             Some(_) => rules.push(Rule { layers: layer.id.to_string(), ..rule }),
         }
     }
-    let recipe = Recipe {
-        format: Some(format.into()),
-        embeddings,
-        rules,
-        ..Recipe::new("keep")
-    };
+    let recipe = Recipe { format: Some(format.into()), embeddings, rules, ..Recipe::new("keep") };
     compress::convert(source, recipe, output)
 }
 

@@ -71,7 +71,11 @@ pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
 
 /// Draws the mean exponent of the blocks by depth, and the spectral density of each layer with its
 /// power law.
-fn plot(checkpoint: &dyn TensorSource, reports: &[LayerReport], directory: &Path) -> Result<(), Error> {
+fn plot(
+    checkpoint: &dyn TensorSource,
+    reports: &[LayerReport],
+    directory: &Path,
+) -> Result<(), Error> {
     std::fs::create_dir_all(directory)
         .map_err(|e| Error::Input { path: directory.into(), reason: e.to_string() })?;
     let points = block_means(reports).into_iter().collect();

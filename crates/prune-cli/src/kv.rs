@@ -80,8 +80,11 @@ pub(crate) fn tune(args: &KvTuneArgs) -> Result<(), Error> {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
-    println!("{} groups of layers, {:.3e} configurations", tuning.space().groups().len(),
-        tuning.space().size());
+    println!(
+        "{} groups of layers, {:.3e} configurations",
+        tuning.space().groups().len(),
+        tuning.space().size()
+    );
     println!("{:>9} {:>9} {:>11}", "bits", "true bits", "perplexity");
     let line = |code: f64, stored: f64, perplexity: f64| {
         println!("{code:>9.3} {stored:>9.3} {perplexity:>11.4}");

@@ -21,7 +21,8 @@ fn quantize(out: &Path, more: &[&str]) -> Command {
 fn perplexity(model: &Path) -> f64 {
     let text = tiny_llama().join("text/heldout.txt").display().to_string();
     let model = model.display().to_string();
-    let arguments = ["eval", &model, "--text", &text, "--seqlen", "128", "--windows", "8", "--json"];
+    let arguments =
+        ["eval", &model, "--text", &text, "--seqlen", "128", "--windows", "8", "--json"];
     let (code, text) = run(&mut prune(&arguments));
     assert_eq!(code, 0, "{text}");
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();

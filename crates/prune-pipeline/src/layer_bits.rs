@@ -292,8 +292,8 @@ fn error_curve(
             };
             let values = weight.as_slice().unwrap_or_default();
             let values = block.decode(&name, &block.encode(&name, values)?)?;
-            let after = Array2::from_shape_vec(weight.dim(), values)
-                .map_err(|e| Error::plan(&name, e))?;
+            let after =
+                Array2::from_shape_vec(weight.dim(), values).map_err(|e| Error::plan(&name, e))?;
             let rows =
                 |first: usize, count: usize| after.slice(s![first..first + count, ..]).to_owned();
             output_error(&before, &rows, weight.dim(), stats)?

@@ -1,8 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use prune_checkpoint::{
-    GgufExport, GgufOptions, HfWriter, ModelSource, WriterOptions,
-};
+use prune_checkpoint::{GgufExport, GgufOptions, HfWriter, ModelSource, WriterOptions};
 use prune_core::TensorInfo;
 
 use crate::manifest::MANIFEST;

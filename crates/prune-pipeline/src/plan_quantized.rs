@@ -81,7 +81,9 @@ impl Work<'_> {
             return crate::layer_bits::layer_bits(self, layers);
         }
         if rule.allocate.is_some() {
-            return Err(self.refuse("allocate", "divides bits among `levels`, of which none is given"));
+            return Err(
+                self.refuse("allocate", "divides bits among `levels`, of which none is given")
+            );
         }
         let Some(bits) = rule.bits else { return Ok(vec![None; layers.len()]) };
         if bits.fract() != 0.0 || !(1.0..=8.0).contains(&bits) {

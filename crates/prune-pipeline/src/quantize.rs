@@ -1,8 +1,8 @@
 use ndarray::{Array2, ArrayView2, CowArray, s};
 use prune_checkpoint::{GgufType, Hasher};
 use prune_core::{
-    ColumnStats, DType, LayerId, QuantReport, QuantTarget, Quantized, QuantizedMatrix, check_finite,
-    decode_f32, encode_f32,
+    ColumnStats, DType, LayerId, QuantReport, QuantTarget, Quantized, QuantizedMatrix,
+    check_finite, decode_f32, encode_f32,
 };
 
 use crate::compress::Job;

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use prune_checkpoint::ModelSource;
 use prune_core::{
@@ -66,10 +66,7 @@ pub(crate) fn items<'a>(
     Ok(items)
 }
 
-fn check_tensor<'s>(
-    source: &'s dyn ModelSource,
-    tensor: &PlannedTensor,
-) -> Result<&'s TensorInfo> {
+fn check_tensor<'s>(source: &'s dyn ModelSource, tensor: &PlannedTensor) -> Result<&'s TensorInfo> {
     let info = source.info(&tensor.name)?;
     if info.shape != tensor.shape {
         let reason = format!("planned as {:?}; the source has {:?}", tensor.shape, info.shape);
@@ -186,8 +183,10 @@ impl Run<'_, '_> {
                 .filter(|i| is_norm(i) || pass.contains_key(&LayerId::from_tensor(&i.tensor.name)))
                 .collect();
             let folding = self.folding(&items, &seen)?;
-            let statistics: u64 =
-                pass.iter().map(|(id, needs)| statistics_bytes(*needs, columns_of(&wanted, id))).sum();
+            let statistics: u64 = pass
+                .iter()
+                .map(|(id, needs)| statistics_bytes(*needs, columns_of(&wanted, id)))
+                .sum();
             let states = hidden_bytes(calibration, self.schedule);
             let weights = if is_last { 0 } else { model.block_bytes() as u64 };
             let held = statistics + states + weights + (96 << 20);
@@ -344,8 +343,9 @@ impl<'a> View<'a> {
             Some((last, bytes)) if last == *name => bytes,
             _ => {
                 // Not under the lock: decoding shares its work over threads.
-                let read =
-                    |info: &TensorInfo, at: usize, buf: &mut [u8]| self.sink.read_part(info, at, buf);
+                let read = |info: &TensorInfo, at: usize, buf: &mut [u8]| {
+                    self.sink.read_part(info, at, buf)
+                };
                 let values = self.store.decode(shown.tensor, &read)?;
                 let bytes = Arc::new(encode_f32(name, DType::F32, &values)?);
                 *lock(&self.last) = Some((name.clone(), Arc::clone(&bytes)));

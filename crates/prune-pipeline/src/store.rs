@@ -4,8 +4,8 @@ use prune_checkpoint::{
     BlockType, GgufType, GgufTypes, QUANT_FORMATS, QuantFormat, decode_layer, quant_format,
 };
 use prune_core::{
-    DType, Granularity, LayerId, QuantScheme, QuantizedMatrix, TensorInfo, TensorSource,
-    block_of, decode_f32,
+    DType, Granularity, LayerId, QuantScheme, QuantizedMatrix, TensorInfo, TensorSource, block_of,
+    decode_f32,
 };
 use serde_json::Value;
 
@@ -109,7 +109,9 @@ impl Store {
         let types = GgufTypes::standard(main.unwrap_or(GgufType::Plain(DType::F32)));
         let given = match &recipe.embeddings {
             None => None,
-            Some(text) => Some(text.parse::<GgufType>().map_err(|e| Error::recipe("embeddings", e))?),
+            Some(text) => {
+                Some(text.parse::<GgufType>().map_err(|e| Error::recipe("embeddings", e))?)
+            }
         };
         let tied = source.info("lm_head.weight").is_err();
         for info in source.tensors() {
@@ -145,9 +147,10 @@ impl Store {
                 let bytes = shape.iter().product::<usize>() / kind.elements() * kind.bytes();
                 Ok(vec![TensorInfo { name, dtype: DType::U8, shape: vec![bytes] }])
             }
-            (_, Action::Encode { .. }) => {
-                Err(Error::plan(name, "is planned for a GGUF file, which the recipe does not ask for"))
-            }
+            (_, Action::Encode { .. }) => Err(Error::plan(
+                name,
+                "is planned for a GGUF file, which the recipe does not ask for",
+            )),
             _ => Ok(vec![TensorInfo { name, dtype: tensor.dtype.parse()?, shape }]),
         }
     }
@@ -192,11 +195,18 @@ impl Store {
         matrix: &QuantizedMatrix,
     ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
         match self {
-            Store::Packed(format) => Ok(format.encode(&LayerId::from_tensor(&tensor.name), matrix)?),
+            Store::Packed(format) => {
+                Ok(format.encode(&LayerId::from_tensor(&tensor.name), matrix)?)
+            }
             Store::Gguf => match gguf_kind_of(&tensor.action)? {
                 Some(GgufType::Blocks(block)) => {
                     let bytes = prune_checkpoint::transcode(&tensor.name, matrix, block)?;
-                    Ok(self.outputs(tensor)?.into_iter().take(1).map(|i| (i, bytes.clone())).collect())
+                    Ok(self
+                        .outputs(tensor)?
+                        .into_iter()
+                        .take(1)
+                        .map(|i| (i, bytes.clone()))
+                        .collect())
                 }
                 _ => Err(Error::plan(&tensor.name, "has no block type in the GGUF file")),
             },

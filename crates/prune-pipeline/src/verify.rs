@@ -2,9 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use prune_checkpoint::{Checkpoint, Hasher, QuantizedCheckpoint, StoredTensors, tensor_digest};
-use prune_core::{
-    Mask, Pattern, QuantScheme, TensorInfo, TensorSource, check_finite, decode_f32,
-};
+use prune_core::{Mask, Pattern, QuantScheme, TensorInfo, TensorSource, check_finite, decode_f32};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -101,7 +99,10 @@ fn check(
     planned: &PlannedTensor,
     record: &TensorRecord,
 ) -> Result<Option<String>> {
-    if matches!(planned.action, Action::Quantize { .. } | Action::Encode { .. } | Action::Fold { .. }) {
+    if matches!(
+        planned.action,
+        Action::Quantize { .. } | Action::Encode { .. } | Action::Fold { .. }
+    ) {
         return check_stored(stored, store, planned, record);
     }
     let checkpoint = stored.checkpoint();

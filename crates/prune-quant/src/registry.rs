@@ -17,10 +17,14 @@ const ENTRIES: [Entry; 8] = [
     ("gptq-act", "gptq, loudest input channel first; needs calibration data", || {
         Box::new(Gptq::default().order(ColumnOrder::Activation))
     }),
-    ("gptq-static", "gptq-act with groups of neighbouring channels; needs calibration data", || {
-        let gptq = Gptq::default().order(ColumnOrder::Activation);
-        Box::new(gptq.groups(GroupParams::Static))
-    }),
+    (
+        "gptq-static",
+        "gptq-act with groups of neighbouring channels; needs calibration data",
+        || {
+            let gptq = Gptq::default().order(ColumnOrder::Activation);
+            Box::new(gptq.groups(GroupParams::Static))
+        },
+    ),
     ("awq", "scales channels by their inputs, clips, rounds; needs calibration data", || {
         Box::<Awq>::default()
     }),

@@ -1,9 +1,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use prune_core::{
-    DType, QuantizedMatrix, TensorInfo, TensorSink, decode_f32, encode_f32,
-};
+use prune_core::{DType, QuantizedMatrix, TensorInfo, TensorSink, decode_f32, encode_f32};
 use serde_json::Value;
 
 use super::super::names::gguf_name;
