@@ -1,5 +1,6 @@
 use std::fmt;
 
+use crate::simd::widest;
 use crate::{Pattern, Scope};
 
 /// The result of everything in this crate.
@@ -214,13 +215,17 @@ impl fmt::Display for Violation {
 pub fn check_finite(what: &str, values: &[f32]) -> Result<()> {
     // All exponent bits set means NaN or infinity; a sum over whole chunks vectorises.
     const EXP: u32 = 0x7f80_0000;
-    for (c, chunk) in values.chunks(1024).enumerate() {
-        let bad = chunk.iter().fold(false, |b, v| b | (v.to_bits() & EXP == EXP));
+    let any = |chunk: &[f32]| chunk.iter().fold(false, |b, v| b | (v.to_bits() & EXP == EXP));
+    for (c, chunk) in values.chunks(1 << 14).enumerate() {
+        let bad = widest(
+            #[inline(always)]
+            || any(chunk),
+        );
         if bad {
             let i = chunk.iter().position(|v| !v.is_finite()).unwrap_or(0);
             return Err(Error::NotFinite {
                 what: what.to_string(),
-                index: c * 1024 + i,
+                index: (c << 14) + i,
                 value: chunk[i].to_string(),
             });
         }

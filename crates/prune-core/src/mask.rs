@@ -1,6 +1,7 @@
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
+use crate::simd::widest;
 use crate::{Error, Pattern, Result, Violation};
 
 /// Which weights of a matrix are kept: one bit a weight, row-major, 1 = kept.
@@ -288,10 +289,14 @@ impl Mask {
     pub fn apply(&self, mut weight: ArrayViewMut2<'_, f32>) -> Result<()> {
         self.same_shape("weight", weight.nrows(), weight.ncols())?;
         if let Some(values) = weight.as_slice_mut() {
-            values
-                .par_chunks_mut(SMALL)
-                .zip(self.words.par_chunks(SMALL / 64))
-                .for_each(|(values, words)| zero_removed(values, words));
+            values.par_chunks_mut(SMALL).zip(self.words.par_chunks(SMALL / 64)).for_each(
+                |(values, words)| {
+                    widest(
+                        #[inline(always)]
+                        || zero_removed(values, words),
+                    );
+                },
+            );
             return Ok(());
         }
         for (r, mut row) in weight.outer_iter_mut().enumerate() {
@@ -400,6 +405,7 @@ impl BitWriter<'_> {
 }
 
 /// Zeroes the values whose bit is 0.
+#[inline(always)]
 fn zero_removed(values: &mut [f32], words: &[u64]) {
     let (whole, tail) = values.as_chunks_mut::<64>();
     for (values, &word) in whole.iter_mut().zip(words) {

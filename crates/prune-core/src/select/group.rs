@@ -1,75 +1,92 @@
-use super::{Scores, row::pack};
+use super::Scores;
+use crate::mask::BitWriter;
+use crate::simd::{Job, Lanes, with_lanes};
 use crate::{Mask, Result};
 
 /// The mask in which every aligned group of `m` in a row keeps its `n` highest.
 pub(super) fn select(scores: &Scores<'_>, n: usize, m: usize) -> Result<Mask> {
     let Scores { rows, cols, .. } = *scores;
-    let scratch = || (vec![0.0; cols], vec![0u8; cols]);
-    Mask::build(rows, cols, scratch, |(row_scores, kept), row, bits| {
+    let scratch = || vec![0.0; cols];
+    Mask::build(rows, cols, scratch, |row_scores, row, bits| {
         scores.write(row, row_scores)?;
-        keep_highest(row_scores, n, m, kept);
-        let (chunks, tail) = kept.as_chunks::<64>();
-        chunks.iter().for_each(|chunk| bits.push(pack(chunk), 64));
-        if !tail.is_empty() {
-            let word = tail.iter().rev().fold(0, |word, b| word << 1 | u64::from(*b));
-            bits.push(word, tail.len());
-        }
+        with_lanes(HighestOfGroups { scores: row_scores, n, m, bits });
         Ok(())
     })
 }
 
-/// Writes 1 for the `n` highest of each group of `m`, else 0; of equal scores the later is kept.
-fn keep_highest(scores: &[f32], n: usize, m: usize, kept: &mut [u8]) {
-    match m {
-        2 => keep_ranked::<2>(scores, n, kept),
-        4 => keep_ranked::<4>(scores, n, kept),
-        8 => keep_ranked::<8>(scores, n, kept),
-        16 => keep_ranked::<16>(scores, n, kept),
-        _ => {
-            for (group, kept) in scores.chunks_exact(m).zip(kept.chunks_exact_mut(m)) {
-                for (i, keep) in kept.iter_mut().enumerate() {
+/// Appends a bit for each score: 1 for the `n` highest of each group of `m`; of equal scores the
+/// later is kept.
+struct HighestOfGroups<'a, 'b> {
+    scores: &'a [f32],
+    n: usize,
+    m: usize,
+    bits: &'a mut BitWriter<'b>,
+}
+
+impl Job for HighestOfGroups<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, lanes: impl Lanes) {
+        let Self { scores, n, m, bits } = self;
+        if !matches!(m, 2 | 4 | 8 | 16) {
+            for group in scores.chunks_exact(m) {
+                for i in 0..m {
                     let (before, after) = group.split_at(i);
                     let lower = before.iter().filter(|s| **s <= group[i]).count()
                         + after.iter().filter(|s| **s < group[i]).count();
-                    *keep = u8::from(lower >= m - n);
+                    bits.push(u64::from(lower >= m - n), 1);
                 }
             }
+            return;
+        }
+        let (chunks, tail) = scores.as_chunks::<64>();
+        for chunk in chunks {
+            bits.push(highest_of_64(lanes, chunk, n, m), 64);
+        }
+        if !tail.is_empty() {
+            let mut chunk = [0.0; 64];
+            chunk[..tail.len()].copy_from_slice(tail);
+            bits.push(highest_of_64(lanes, &chunk, n, m) & ((1 << tail.len()) - 1), tail.len());
         }
     }
 }
 
-/// Groups compared side by side, so that the comparisons vectorise.
-const LANES: usize = 16;
-
-/// [`keep_highest`] for a group size known at compile time: every pair in a group is compared once
-/// and the later of equals ranks higher.
-fn keep_ranked<const M: usize>(scores: &[f32], n: usize, kept: &mut [u8]) {
-    let removed = (M - n) as i32;
-    let (groups, _) = scores.as_chunks::<M>();
-    let (kept, _) = kept.as_chunks_mut::<M>();
-    for (groups, kept) in groups.chunks(LANES).zip(kept.chunks_mut(LANES)) {
-        let mut turned = [[0f32; LANES]; M];
-        for (lane, group) in groups.iter().enumerate() {
-            for i in 0..M {
-                turned[i][lane] = group[i];
-            }
-        }
-        let mut rank = [[0i32; LANES]; M];
-        for i in 1..M {
-            for j in 0..i {
-                for lane in 0..LANES {
-                    let later_is_higher = i32::from(turned[j][lane] <= turned[i][lane]);
-                    rank[i][lane] += later_is_higher;
-                    rank[j][lane] += 1 - later_is_higher;
-                }
-            }
-        }
-        for (lane, kept) in kept.iter_mut().enumerate() {
-            for i in 0..M {
-                kept[i] = u8::from(rank[i][lane] >= removed);
-            }
+/// Bit `i` says whether score `i` is among the `n` highest of its group of `m`, 2, 4, 8 or 16.
+///
+/// Each score meets every other of its group, 64 scores at once; the number of those that it is
+/// higher than is kept bit by bit in four words (a vertical counter).
+#[inline(always)]
+fn highest_of_64(lanes: impl Lanes, scores: &[f32; 64], n: usize, m: usize) -> u64 {
+    /// Bit `i` of the `b`-th word is bit `b` of `i`.
+    const PLACES: [u64; 4] = [
+        0xaaaa_aaaa_aaaa_aaaa,
+        0xcccc_cccc_cccc_cccc,
+        0xf0f0_f0f0_f0f0_f0f0,
+        0xff00_ff00_ff00_ff00,
+    ];
+    let mut lower = [0u64; 4];
+    for distance in 1..m {
+        let partners = lanes.partners(scores, distance);
+        // Whether `i > i ^ distance`, when an equal partner counts as lower.
+        let later = PLACES[distance.ilog2() as usize];
+        let not_lower = lanes.at_least_each(scores, &partners);
+        let not_higher = lanes.at_least_each(&partners, scores);
+        let mut carry = (not_lower & later) | !(not_higher | later);
+        for bit in &mut lower {
+            (*bit, carry) = (*bit ^ carry, *bit & carry);
         }
     }
+    let (mut more, mut equal) = (0, u64::MAX);
+    for (b, bit) in lower.iter().enumerate().rev() {
+        if (m - n) >> b & 1 == 1 {
+            equal &= bit;
+        } else {
+            more |= equal & bit;
+            equal &= !bit;
+        }
+    }
+    more | equal
 }
 
 #[cfg(test)]
@@ -87,13 +104,16 @@ mod tests {
             let mut stream = crate::Seed::new(seed).stream("groups");
             let scores: Vec<f32> =
                 (0..groups * m).map(|_| stream.below(levels) as f32 - 3.0).collect();
-            let mut kept = vec![7; scores.len()];
-            keep_highest(&scores, n, m, &mut kept);
+            let mask = Mask::build(1, scores.len(), || (), |(), _, bits| {
+                with_lanes(HighestOfGroups { scores: &scores, n, m, bits });
+                Ok(())
+            });
+            let mask = mask.unwrap();
             for (g, group) in scores.chunks(m).enumerate() {
                 let mut order: Vec<usize> = (0..m).collect();
                 order.sort_by(|a, b| group[*a].partial_cmp(&group[*b]).unwrap());
                 for (rank, i) in order.into_iter().enumerate() {
-                    prop_assert_eq!(kept[g * m + i], u8::from(rank >= m - n));
+                    prop_assert_eq!(mask.is_kept(0, g * m + i), rank >= m - n);
                 }
             }
         }

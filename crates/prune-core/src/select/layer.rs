@@ -2,7 +2,8 @@ use rayon::prelude::*;
 
 use super::Scores;
 use super::radix::{Histogram, Radix};
-use super::row::{Cut, write_kept};
+use super::row::{Cut, Kept};
+use crate::simd::with_lanes;
 use crate::{Mask, Result};
 
 /// The mask in which the layer removes its `remove` lowest.
@@ -23,7 +24,7 @@ pub(super) fn select(scores: &Scores<'_>, remove: usize) -> Result<Mask> {
         |row_scores, row, bits| {
             scores.write(row, row_scores)?;
             let (ties, tied) = ties.get(row).copied().unwrap_or((0, 0));
-            write_kept(row_scores, Cut { at: cut.at, ties, tied }, bits);
+            with_lanes(Kept { scores: row_scores, cut: Cut { at: cut.at, ties, tied }, bits });
             Ok(())
         },
     )

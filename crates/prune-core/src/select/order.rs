@@ -1,3 +1,5 @@
+use crate::simd::widest;
+
 /// A number whose order is that of the finite score, `-0.0` and `+0.0` alike.
 #[inline]
 pub(super) fn key(score: f32) -> u32 {
@@ -21,7 +23,10 @@ pub(super) fn key64(score: f64) -> u64 {
 pub(super) fn first_not_finite(scores: &[f32]) -> Option<usize> {
     // All exponent bits set means NaN or infinity; without an early exit the loop vectorises.
     const EXPONENT: u32 = 0x7f80_0000;
-    let bad = scores.iter().fold(false, |bad, s| bad | (s.to_bits() & EXPONENT == EXPONENT));
+    let bad = widest(
+        #[inline(always)]
+        || scores.iter().fold(false, |bad, s| bad | (s.to_bits() & EXPONENT == EXPONENT)),
+    );
     if bad { scores.iter().position(|s| !s.is_finite()) } else { None }
 }
 

@@ -1,6 +1,6 @@
 use super::{Scores, order, row_share};
 use crate::mask::BitWriter;
-use crate::simd::widest;
+use crate::simd::{Job, Lanes, with_lanes};
 use crate::{Mask, Result};
 
 /// Where the removed end: every score below `at`, and the first `ties` of the `tied` equal to it.
@@ -18,10 +18,7 @@ pub(super) fn select(scores: &Scores<'_>, remove: usize) -> Result<Mask> {
     Mask::build(rows, cols, scratch, |(row_scores, scratch), row, bits| {
         scores.write(row, row_scores)?;
         let k = row_share(rows, remove, row);
-        widest(
-            #[inline(always)]
-            || write_all_but_lowest(row_scores, k, scratch, bits),
-        );
+        with_lanes(AllButLowest { scores: row_scores, k, scratch, bits });
         Ok(())
     })
 }
@@ -34,19 +31,32 @@ struct Scratch {
 }
 
 /// Appends a bit for each score: 0 for the `k` lowest.
-#[inline(always)]
-fn write_all_but_lowest(scores: &[f32], k: usize, scratch: &mut Scratch, bits: &mut BitWriter<'_>) {
-    let n = scores.len();
-    if k == 0 || k >= n {
-        bits.push_run(k == 0, n);
-        return;
-    }
-    match bracket(scores, k, &mut scratch.keys) {
-        Some(bracket) => write_bracketed(scores, bracket, k, scratch, bits),
-        None => {
-            scratch.keys.clear();
-            scratch.keys.extend(scores.iter().map(|s| order::key(*s)));
-            write_kept(scores, cut(&mut scratch.keys, k), bits);
+struct AllButLowest<'a, 'b> {
+    scores: &'a [f32],
+    k: usize,
+    scratch: &'a mut Scratch,
+    bits: &'a mut BitWriter<'b>,
+}
+
+impl Job for AllButLowest<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, lanes: impl Lanes) {
+        let Self { scores, k, scratch, bits } = self;
+        let n = scores.len();
+        if k == 0 || k >= n {
+            bits.push_run(k == 0, n);
+            return;
+        }
+        match bracket(scores, k, &mut scratch.keys) {
+            Some(bracket) => write_bracketed(lanes, scores, bracket, k, scratch, bits),
+            None => {
+                scratch.keys.clear();
+                scratch.keys.extend(scores.iter().map(|s| order::key(*s)));
+                let cut = cut(&mut scratch.keys, k);
+                Kept { scores, cut, bits }.run(lanes);
+            }
         }
     }
 }
@@ -99,7 +109,7 @@ const SAMPLE: usize = 128;
 /// as fast as a partition, and the bracket holds whatever the sample was.
 #[inline(always)]
 fn bracket(scores: &[f32], k: usize, sample: &mut Vec<u32>) -> Option<Bracket> {
-    const FEW: usize = 24;
+    const FEW: usize = 100;
     let n = scores.len();
     if n < SAMPLED_FROM {
         return None;
@@ -153,6 +163,7 @@ fn count_below(scores: &[f32], low: f32, high: f32) -> (usize, usize) {
 /// Appends a bit for each score: 0 for the `k` lowest, the last of which is inside the bracket.
 #[inline(always)]
 fn write_bracketed(
+    lanes: impl Lanes,
     scores: &[f32],
     bracket: Bracket,
     k: usize,
@@ -165,9 +176,9 @@ fn write_bracketed(
     places.clear();
     let (chunks, tail) = scores.as_chunks::<64>();
     for (c, chunk) in chunks.iter().enumerate() {
-        let at_least_high = at_least(chunk, high);
+        let at_least_high = lanes.at_least(chunk, high);
         bits.push(at_least_high, 64);
-        let mut inside = at_least(chunk, low) & !at_least_high;
+        let mut inside = lanes.at_least(chunk, low) & !at_least_high;
         while inside != 0 {
             places.push(64 * c + inside.trailing_zeros() as usize);
             inside &= inside - 1;
@@ -190,48 +201,34 @@ fn write_bracketed(
     }
 }
 
-/// Bit `i` says whether score `i` is at least `limit`.
-#[inline(always)]
-fn at_least(scores: &[f32; 64], limit: f32) -> u64 {
-    let mut bytes = [0; 64];
-    for i in 0..64 {
-        bytes[i] = u8::from(scores[i] >= limit);
-    }
-    pack(&bytes)
-}
-
 /// Appends a bit for each score: whether the cut keeps it.
-#[inline(always)]
-pub(super) fn write_kept(scores: &[f32], cut: Cut, bits: &mut BitWriter<'_>) {
-    let at = cut.at;
-    let (chunks, tail) = scores.as_chunks::<64>();
-    for chunk in chunks {
-        let mut above = [0; 64];
-        for i in 0..64 {
-            above[i] = u8::from(chunk[i] > at);
-        }
-        bits.push(pack(&above), 64);
-    }
-    if !tail.is_empty() {
-        let word = tail.iter().rev().fold(0, |word, s| word << 1 | u64::from(*s > at));
-        bits.push(word, tail.len());
-    }
-    if cut.ties < cut.tied {
-        let tied = scores.iter().enumerate().filter(|(_, s)| **s == at);
-        tied.skip(cut.ties).for_each(|(i, _)| bits.set_back(scores.len(), i));
-    }
+pub(super) struct Kept<'a, 'b> {
+    pub(super) scores: &'a [f32],
+    pub(super) cut: Cut,
+    pub(super) bits: &'a mut BitWriter<'b>,
 }
 
-/// 64 bytes that are 0 or 1 as the bits of a word, the first as the lowest.
-#[inline(always)]
-pub(super) fn pack(bytes: &[u8; 64]) -> u64 {
-    // The product moves bit 0 of byte i to bit 56 + i; no two of its terms meet.
-    const GATHER: u64 = 0x0102_0408_1020_4080;
-    let mut word = 0;
-    for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
-        word |= (u64::from_le_bytes(*eight).wrapping_mul(GATHER) >> 56) << (8 * i);
+impl Job for Kept<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, lanes: impl Lanes) {
+        let Self { scores, cut: Cut { at, ties, tied }, bits } = self;
+        // A finite score is above `at` where it is at least the next float.
+        let above = at.next_up();
+        let (chunks, tail) = scores.as_chunks::<64>();
+        for chunk in chunks {
+            bits.push(lanes.at_least(chunk, above), 64);
+        }
+        if !tail.is_empty() {
+            let word = tail.iter().rev().fold(0, |word, s| word << 1 | u64::from(*s > at));
+            bits.push(word, tail.len());
+        }
+        if ties < tied {
+            let tied = scores.iter().enumerate().filter(|(_, s)| **s == at);
+            tied.skip(ties).for_each(|(i, _)| bits.set_back(scores.len(), i));
+        }
     }
-    word
 }
 
 #[cfg(test)]
@@ -242,7 +239,7 @@ mod tests {
 
     fn kept(scores: &[f32], k: usize) -> Vec<usize> {
         let mask = Mask::build(1, scores.len(), Scratch::default, |scratch, _, bits| {
-            write_all_but_lowest(scores, k, scratch, bits);
+            with_lanes(AllButLowest { scores, k, scratch, bits });
             Ok(())
         });
         mask.unwrap().kept_indices().collect()
@@ -294,16 +291,6 @@ mod tests {
             let k = k.min(scores.len());
             prop_assert_eq!(kept(&scores, k), kept_by_sorting(&scores, k));
         }
-    }
-
-    #[test]
-    fn packing_keeps_the_order_of_bytes() {
-        for i in 0..64 {
-            let mut bytes = [0; 64];
-            bytes[i] = 1;
-            assert_eq!(pack(&bytes), 1 << i);
-        }
-        assert_eq!(pack(&[1; 64]), u64::MAX);
     }
 
     #[test]
