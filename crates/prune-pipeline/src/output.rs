@@ -43,24 +43,27 @@ impl Output {
     }
 
     pub(crate) fn write_part(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<()> {
-        Ok(match self {
+        match self {
             Output::Directory(writer) => writer.write_part(name, offset as u64, bytes)?,
             Output::File(export) => export.write_part(name, offset, bytes)?,
-        })
+        }
+        Ok(())
     }
 
     pub(crate) fn read_part(&self, name: &str, offset: usize, buf: &mut [u8]) -> Result<()> {
-        Ok(match self {
+        match self {
             Output::Directory(writer) => writer.read_part(name, offset as u64, buf)?,
             Output::File(export) => export.read_part(name, offset, buf)?,
-        })
+        }
+        Ok(())
     }
 
     pub(crate) fn seal(&self, name: &str) -> Result<()> {
-        Ok(match self {
+        match self {
             Output::Directory(writer) => writer.seal(name)?,
             Output::File(export) => export.seal(name)?,
-        })
+        }
+        Ok(())
     }
 
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
