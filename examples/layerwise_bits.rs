@@ -94,6 +94,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     })
 }
 
+/// The perplexity of a model with these weights.
+type Judge<'a> = dyn Fn(&dyn TensorSource) -> Result<f64, Box<dyn Error>> + 'a;
+
 /// How a layer is compressed: the part of its weights that goes, and the bits of those that stay.
 type Share = (u32, u8);
 
@@ -101,10 +104,7 @@ type Share = (u32, u8);
 const SHARES: [Share; 8] = [(0, 8), (0, 5), (0, 4), (0, 3), (0, 2), (50, 8), (50, 4), (50, 3)];
 
 /// Sparsity and bits of every layer, under one budget of bytes for all of them.
-fn joint(
-    source: &Checkpoint,
-    perplexity: &dyn Fn(&dyn TensorSource) -> Result<f64, Box<dyn Error>>,
-) -> Result<(), Box<dyn Error>> {
+fn joint(source: &Checkpoint, perplexity: &Judge<'_>) -> Result<(), Box<dyn Error>> {
     let layers = linear_layers(source);
     let mut groups = Vec::new();
     let mut made: HashMap<(LayerId, Share), Vec<f32>> = HashMap::new();
