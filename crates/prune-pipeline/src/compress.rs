@@ -1,32 +1,38 @@
 use ndarray::{Array2, ArrayD};
-use prune_checkpoint::Hasher;
+use prune_checkpoint::{Hasher, ModelSource};
 use prune_core::{
     ColumnStats, DType, Factor, FactorKind, LayerId, LayerStats, Seed, Target, TensorInfo,
-    TensorSource, decode_f32, encode_f32,
+    decode_f32, encode_f32,
 };
 
+use crate::fold::Folding;
 use crate::manifest::{FactorRecord, FactoredRecord, PrunedRecord, TensorRecord};
 use crate::method::Method;
 use crate::output_error::output_error;
 use crate::plan::{Action, PlannedTensor};
+use crate::quantize::rows_in;
 use crate::schedule::PIECE;
 use crate::sink::Sink;
+use crate::store::Store;
 use crate::targets::Drift;
 use crate::{Error, Result};
 
 /// What is needed to do one tensor of a plan.
 pub(crate) struct Job<'a> {
-    pub(crate) source: &'a dyn TensorSource,
+    pub(crate) source: &'a dyn ModelSource,
     pub(crate) sink: &'a dyn Sink,
+    pub(crate) store: &'a Store,
     pub(crate) seed: Seed,
     pub(crate) tensor: &'a PlannedTensor,
-    /// What is written: name, dtype and shape.
-    pub(crate) info: &'a TensorInfo,
+    /// What is written.
+    pub(crate) outputs: &'a [TensorInfo],
     /// The factors that are written for it.
     pub(crate) factors: &'a [TensorInfo],
     pub(crate) stats: &'a LayerStats,
     /// Where the layer is fitted to the outputs of the dense model.
     pub(crate) drift: Option<&'a Drift>,
+    /// Scales of channels that are folded into the layer before.
+    pub(crate) folding: &'a Folding,
 }
 
 impl Job<'_> {
@@ -36,29 +42,31 @@ impl Job<'_> {
             Action::Copy => self.copy(),
             Action::Prune { .. } => self.prune(),
             Action::Factorise { .. } => self.factorise(),
+            Action::Quantize { method, scheme } => self.quantize(method, scheme),
+            Action::Fold { .. } => self.fold(),
+            Action::Encode { .. } => self.encode(),
         }
     }
 
+    pub(crate) fn output(&self) -> Result<&TensorInfo> {
+        self.outputs.first().ok_or_else(|| Error::plan(&self.tensor.name, "is not stored"))
+    }
+
     fn copy(&self) -> Result<TensorRecord> {
+        let info = self.output()?;
         let mut hash = Hasher::default();
-        let mut piece = vec![0; PIECE.min(self.info.nbytes())];
+        let mut piece = vec![0; PIECE.min(info.nbytes())];
         let mut offset = 0;
-        while offset < self.info.nbytes() {
-            let part = PIECE.min(self.info.nbytes() - offset);
+        while offset < info.nbytes() {
+            let part = PIECE.min(info.nbytes() - offset);
             let part = &mut piece[..part];
-            self.source.read_at(&self.info.name, offset, part)?;
+            self.source.read_at(&info.name, offset, part)?;
             hash.update(part);
-            self.sink.copy_part(self.info, offset, part)?;
+            self.sink.copy_part(info, offset, part)?;
             offset += part.len();
         }
         let digest = hash.finish();
-        Ok(TensorRecord {
-            name: self.info.name.clone(),
-            source_digest: digest.clone(),
-            digest,
-            pruned: None,
-            factored: None,
-        })
+        Ok(TensorRecord::new(&info.name, digest.clone(), digest))
     }
 
     fn prune(&self) -> Result<TensorRecord> {
@@ -69,7 +77,7 @@ impl Job<'_> {
             return Err(Error::plan(name, "is not planned to be pruned"));
         };
         let (dense, source_digest) = self.read()?;
-        let shape = self.info.matrix_shape()?;
+        let shape = self.output()?.matrix_shape()?;
         let mut weight = Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(name, e))?;
         let layer = LayerId::from_tensor(name);
         self.retarget(&layer, &mut weight)?;
@@ -82,7 +90,7 @@ impl Job<'_> {
         };
         let pruned = pruner.prune(weight.view_mut(), self.stats, &target)?;
         // Kept zeros of the source may be negative; a checkpoint of ours has none.
-        let (mut zeros, nothing) = (0, rounds_to_zero(self.info.dtype));
+        let (mut zeros, nothing) = (0, rounds_to_zero(self.output()?.dtype));
         weight.map_inplace(|w| {
             let zero = w.abs() <= nothing;
             *w = if zero { 0.0 } else { *w };
@@ -93,7 +101,7 @@ impl Job<'_> {
             return Err(Error::plan(name, reason));
         }
         let dense = |first: usize, count: usize| self.rows(first, count, shape.1);
-        let error = output_error(&dense, weight.view(), self.stats)?;
+        let error = output_error(&dense, &rows_in(weight.view()), weight.dim(), self.stats)?;
         let size = weight.len().max(1) as f64;
         let record = PrunedRecord {
             target_sparsity: *remove as f64 / size,
@@ -109,8 +117,7 @@ impl Job<'_> {
             notes: pruned.report.notes,
         };
         let digest = self.write(weight.as_slice().unwrap_or_default())?;
-        let name = name.clone();
-        Ok(TensorRecord { name, source_digest, digest, pruned: Some(record), factored: None })
+        Ok(TensorRecord::new(name, source_digest, digest).pruned(record))
     }
 
     /// Factors first, rounded as they are stored; then the product of what was stored.
@@ -124,7 +131,7 @@ impl Job<'_> {
             return Err(Error::plan(name, "is not planned to be factorised"));
         };
         let (dense, source_digest) = self.read()?;
-        let shape = self.info.matrix_shape()?;
+        let shape = self.output()?.matrix_shape()?;
         let mut weight = Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(name, e))?;
         let layer = LayerId::from_tensor(name);
         self.retarget(&layer, &mut weight)?;
@@ -153,10 +160,10 @@ impl Job<'_> {
         }
         let mut product = factoriser.product(&stored, target.pattern)?;
         drop(stored);
-        let nothing = rounds_to_zero(self.info.dtype);
+        let nothing = rounds_to_zero(self.output()?.dtype);
         product.map_inplace(|w| *w = if w.abs() <= nothing { 0.0 } else { *w });
         let dense = |first: usize, count: usize| self.rows(first, count, shape.1);
-        let error = output_error(&dense, product.view(), self.stats)?;
+        let error = output_error(&dense, &rows_in(product.view()), product.dim(), self.stats)?;
         let size = product.len().max(1) as f64;
         let kept = product.len() - *remove;
         let record = FactoredRecord {
@@ -173,8 +180,7 @@ impl Job<'_> {
             factors: records,
         };
         let digest = self.write(product.as_slice().unwrap_or_default())?;
-        let (name, factored) = (name.clone(), Some(record));
-        Ok(TensorRecord { name, source_digest, digest, pruned: None, factored })
+        Ok(TensorRecord::new(name, source_digest, digest).factored(record))
     }
 
     /// Moves the weight to the one that gives the outputs of the dense model, where that is wanted.
@@ -190,11 +196,12 @@ impl Job<'_> {
     }
 
     /// The tensor as f32, and the digest of its stored bytes.
-    fn read(&self) -> Result<(Vec<f32>, String)> {
+    pub(crate) fn read(&self) -> Result<(Vec<f32>, String)> {
         let name = &self.tensor.name;
         let dtype = self.stored_dtype()?;
-        let bytes = self.info.numel() * dtype.size();
-        let mut values = Vec::with_capacity(self.info.numel());
+        let elements = self.tensor.shape.iter().product::<usize>();
+        let bytes = elements * dtype.size();
+        let mut values = Vec::with_capacity(elements);
         let mut hash = Hasher::default();
         let mut piece = vec![0; PIECE.min(bytes)];
         let mut offset = 0;
@@ -220,14 +227,15 @@ impl Job<'_> {
     }
 
     /// Hands the values to the sink; returns the digest of the bytes.
-    fn write(&self, values: &[f32]) -> Result<String> {
-        let dtype = self.info.dtype;
+    pub(crate) fn write(&self, values: &[f32]) -> Result<String> {
+        let info = self.output()?;
+        let dtype = info.dtype;
         let mut hash = Hasher::default();
         let mut offset = 0;
         for part in values.chunks(PIECE / dtype.size()) {
             let bytes = encode_f32(&self.tensor.name, dtype, part)?;
             hash.update(&bytes);
-            self.sink.write_part(self.info, offset, &bytes)?;
+            self.sink.write_part(info, offset, &bytes)?;
             offset += bytes.len();
         }
         Ok(hash.finish())

@@ -37,20 +37,26 @@ mod coverage;
 mod diff;
 mod error;
 mod evaluate;
+mod fold;
 mod hidden;
 mod journal;
+mod layer_bits;
 mod manifest;
 mod measure;
 mod memory;
 mod method;
+mod output;
 mod output_error;
 mod plan;
+mod plan_quantized;
 mod processor;
+mod quantize;
 mod recipe;
 mod rederive;
 mod run;
 mod schedule;
 mod sink;
+mod store;
 mod targets;
 mod verify;
 mod verify_factors;
@@ -64,7 +70,7 @@ pub use error::{Error, Result};
 pub use evaluate::{CalibrationLoss, Evaluation, Weighted, evaluate};
 pub use manifest::{
     FACTORS, FactorRecord, FactoredRecord, FileRecord, MANIFEST, Manifest, PrunedRecord,
-    TensorRecord,
+    QuantizedRecord, TensorRecord,
 };
 pub use memory::MemoryBudget;
 pub use plan::{Action, CalibrationShape, Plan, PlannedFactor, PlannedTensor, Totals};

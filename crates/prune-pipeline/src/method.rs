@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use prune_core::{Factoriser, Needs, Pattern, Pruner, Scope};
 
 use crate::plan::Action;
+use crate::plan_quantized::{GGML, KEEP};
 use crate::{Error, Result};
 
 /// What does the work of a rule or of a planned tensor.
@@ -21,7 +22,9 @@ impl Method {
         }
         let Some(pruner) = prune_unstructured::pruner(name) else {
             let pruners = prune_unstructured::PRUNERS.iter();
-            let known = pruners.chain(prune_unstructured::FACTORISERS).map(|(name, _)| *name);
+            let pruners = pruners.chain(prune_unstructured::FACTORISERS).map(|(name, _)| *name);
+            let quantizers = prune_quant::QUANTIZERS.iter().map(|(name, _)| *name);
+            let known = pruners.chain(quantizers).chain([GGML, KEEP]);
             let known = known.collect::<Vec<_>>().join(", ");
             return Err(Error::recipe("method", format!("`{name}` is unknown; known are {known}")));
         };
@@ -33,10 +36,13 @@ impl Method {
         }
     }
 
-    /// The method of an action; `None` for a copy.
+    /// The method of an action that prunes or factorises; `None` for others.
     pub(crate) fn of(action: &Action) -> Result<Option<Self>> {
         match action {
-            Action::Copy => Ok(None),
+            Action::Copy
+            | Action::Quantize { .. }
+            | Action::Fold { .. }
+            | Action::Encode { .. } => Ok(None),
             Action::Prune { method, .. } => Self::new(method, &BTreeMap::new()).map(Some),
             Action::Factorise { method, options, .. } => Self::new(method, options).map(Some),
         }

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use prune_core::{
-    Budget, DType, FactorKind, LayerInfo, Needs, Pattern, Scope, Seed, TensorInfo, TensorSource,
-    round_to_pattern,
+    Budget, DType, FactorKind, LayerInfo, Needs, Pattern, QuantScheme, Scope, Seed, TensorInfo,
+    TensorSource, round_to_pattern,
 };
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,9 @@ use crate::calibrate::Calibration;
 use crate::coverage::{check_calibration, claim};
 use crate::measure::Measurement;
 use crate::method::Method;
+use crate::plan_quantized::{GGML, KEEP, Work, is_quantizing, plan_quantized, quantizer};
 use crate::recipe::{Recipe, Rule, scalars};
+use crate::store::Store;
 use crate::{Error, Result, Targets};
 
 /// What will be done to every tensor of a checkpoint. Readable, stable, and executed exactly.
@@ -54,6 +56,16 @@ pub struct Totals {
     pub sparsity: f64,
     /// Bytes of the tensors that will be written, factors included.
     pub bytes: usize,
+    /// Weights of the tensors that will be quantised.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quantized_weights: usize,
+    /// Bytes that these will take, with scales and zero points.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quantized_bytes: usize,
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 /// One tensor of a plan.
@@ -64,7 +76,7 @@ pub struct PlannedTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The dtype that will be written.
+    /// The dtype that will be written; of a tensor that will be stored as codes, the source's.
     pub dtype: String,
     /// What will be done.
     pub action: Action,
@@ -103,6 +115,24 @@ pub enum Action {
         /// The factors that are written to [`FACTORS`](crate::FACTORS).
         factors: Vec<PlannedFactor>,
     },
+    /// Quantised by a method, and stored in the format of the recipe.
+    Quantize {
+        /// The quantizer, or `keep` for the codes of the source.
+        method: String,
+        /// The scheme, as text.
+        scheme: String,
+    },
+    /// A norm that is divided by what the layers after it are multiplied by before they are
+    /// quantised.
+    Fold {
+        /// The quantizer that finds the scales.
+        method: String,
+    },
+    /// Stored in a GGUF file, by the rules of llama.cpp where that quantises.
+    Encode {
+        /// The type, as ggml calls it.
+        kind: String,
+    },
 }
 
 /// A factor of a planned tensor.
@@ -118,11 +148,15 @@ pub struct PlannedFactor {
 }
 
 impl Action {
-    /// How many weights go, from the tensor or from its sparse factor; `None` for a copy.
+    /// How many weights go, from the tensor or from its sparse factor; `None` where none are meant
+    /// to.
     pub fn removed(&self) -> Option<usize> {
         match self {
-            Action::Copy => None,
             Action::Prune { remove, .. } | Action::Factorise { remove, .. } => Some(*remove),
+            Action::Copy
+            | Action::Quantize { .. }
+            | Action::Fold { .. }
+            | Action::Encode { .. } => None,
         }
     }
 
@@ -131,6 +165,20 @@ impl Action {
         match self {
             Action::Factorise { factors, .. } => factors,
             _ => &[],
+        }
+    }
+
+    /// The statistics that the work reads.
+    pub(crate) fn needs(&self) -> Result<Needs> {
+        match self {
+            Action::Copy | Action::Encode { .. } => Ok(Needs::Nothing),
+            Action::Prune { .. } | Action::Factorise { .. } => {
+                Ok(Method::of(self)?.map_or(Needs::Nothing, |m| m.needs()))
+            }
+            Action::Quantize { method, .. } if method == KEEP => Ok(Needs::Nothing),
+            Action::Fold { method } | Action::Quantize { method, .. } => {
+                Ok(quantizer(method)?.needs())
+            }
         }
     }
 }
@@ -157,12 +205,19 @@ impl Plan {
             return Err(Error::recipe("rules", "every layer is skipped: nothing to do"));
         }
         check_coverage(source, recipe, &claims, calibration)?;
+        let store = Store::of(recipe)?;
         let mut actions = BTreeMap::new();
         for (rule, layers) in claims {
             let (number, rule) = (rule + 1, &recipe.rules[rule]);
             let seed = Seed::new(recipe.seed);
-            actions.extend(plan_rule(source, number, rule, seed, layers, calibration)?);
+            let work = Work { source, number, rule, seed, store: &store, calibration };
+            let planned = match rule.method.as_deref() {
+                Some(method) if is_quantizing(method) => plan_quantized(&work, layers)?,
+                _ => plan_rule(source, number, rule, seed, layers, calibration)?,
+            };
+            actions.extend(planned);
         }
+        store.complete(source, recipe, &mut actions)?;
         let dtype = match &recipe.dtype {
             None => None,
             Some(text) => {
@@ -176,14 +231,10 @@ impl Plan {
         for info in source.tensors() {
             let mut action = actions.remove(&info.name).unwrap_or(Action::Copy);
             let mut out = info.clone();
-            if let (Some(dtype), false) = (dtype, action == Action::Copy) {
+            let changed = action.removed().is_some()
+                || matches!((&store, &action), (Store::Dense, Action::Quantize { .. }));
+            if let (Some(dtype), true) = (dtype, changed) {
                 out.dtype = dtype;
-            }
-            totals.parameters += info.numel();
-            totals.bytes += out.nbytes();
-            if let Some(remove) = action.removed() {
-                totals.planned_weights += info.numel();
-                totals.removed += remove;
             }
             for factor in factors_of(&out, &action)? {
                 totals.bytes += factor.nbytes();
@@ -195,12 +246,37 @@ impl Plan {
                     });
                 }
             }
-            tensors.push(PlannedTensor {
+            let tensor = PlannedTensor {
                 name: info.name.clone(),
                 shape: info.shape.clone(),
                 dtype: out.dtype.name().into(),
                 action,
-            });
+            };
+            let stored: usize = store.outputs(&tensor)?.iter().map(TensorInfo::nbytes).sum();
+            totals.parameters += info.numel();
+            totals.bytes += stored;
+            match &tensor.action {
+                Action::Copy | Action::Fold { .. } => {}
+                Action::Prune { remove, .. } | Action::Factorise { remove, .. } => {
+                    totals.planned_weights += info.numel();
+                    totals.removed += remove;
+                }
+                Action::Quantize { scheme, .. } => {
+                    let scheme: QuantScheme = scheme.parse()?;
+                    let (rows, cols) = info.matrix_shape()?;
+                    totals.quantized_weights += info.numel();
+                    totals.quantized_bytes += match &store {
+                        Store::Dense => scheme.nbytes(rows, cols),
+                        _ => stored,
+                    };
+                }
+                Action::Encode { .. } if info.shape.len() == 2 => {
+                    totals.quantized_weights += info.numel();
+                    totals.quantized_bytes += stored;
+                }
+                Action::Encode { .. } => {}
+            }
+            tensors.push(tensor);
         }
         totals.sparsity = totals.removed as f64 / totals.planned_weights.max(1) as f64;
         Ok(Self {
@@ -258,7 +334,12 @@ fn check_coverage(
     for (rule, layers) in claims {
         let rule = &recipe.rules[*rule];
         let method = rule.method.as_deref().unwrap_or_default();
-        if Method::new(method, &rule.options)?.needs() != Needs::Nothing {
+        let needs = match method {
+            KEEP | GGML => Needs::Nothing,
+            _ if is_quantizing(method) => quantizer(method)?.needs(),
+            _ => Method::new(method, &rule.options)?.needs(),
+        };
+        if needs != Needs::Nothing {
             if calibration.is_none() {
                 return Err(Error::NeedsCalibration { what: method.into() });
             }

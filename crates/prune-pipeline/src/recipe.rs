@@ -42,6 +42,14 @@ pub struct Recipe {
     /// matrices).
     #[serde(default, skip_serializing_if = "is_default")]
     pub targets: Targets,
+    /// How quantised layers are stored: `compressed-tensors`, `gptq`, `awq`, `gguf`, or `dense`
+    /// (the default): as the floats that the codes stand for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The GGUF type of the embeddings and the output matrix; that of llama.cpp's own files when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<String>,
     /// The rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -55,7 +63,9 @@ pub struct Rule {
     /// Leave these layers alone; excludes every other field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip: bool,
-    /// The pruner or factoriser: `wanda`, `armor`.
+    /// A pruner, such as `wanda`, a factoriser, such as `armor`, or a quantizer, such as `gptq`;
+    /// `ggml` quantises to the types of GGUF as llama.cpp does, and `keep` stores the codes that the
+    /// source has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// The fraction of the rule's weights to remove, `0 <= sparsity < 1`. Fixed by N:M patterns.
@@ -76,6 +86,16 @@ pub struct Rule {
     /// [`prune_unstructured::factoriser`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "scalars")]
     pub options: BTreeMap<String, String>,
+    /// How a quantizer groups and scales weights: `int4 g128 asym f16`, see
+    /// [`prune_core::QuantScheme`]; for `ggml` the type, `q4_k`. The number may come from `bits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// Bits of a code; with `levels`, on average over the rule's layers and never more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<f64>,
+    /// The widths among which each layer gets one, by `allocate`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<u8>,
 }
 
 /// A map of names to numbers, words or truth values, each as text.
@@ -123,6 +143,8 @@ impl Recipe {
             dtype: None,
             min_tokens: min_tokens(),
             targets: Targets::default(),
+            format: None,
+            embeddings: None,
             rules: vec![rule],
         }
     }
@@ -155,6 +177,31 @@ impl Recipe {
     #[must_use]
     pub fn option(self, key: &str, value: &str) -> Self {
         self.first(|rule| drop(rule.options.insert(key.into(), value.into())))
+    }
+
+    /// With the first rule's scheme, as text.
+    #[must_use]
+    pub fn scheme(self, scheme: &str) -> Self {
+        self.first(|rule| rule.scheme = Some(scheme.into()))
+    }
+
+    /// With the first rule's bits: on average, where there are levels.
+    #[must_use]
+    pub fn bits(self, bits: f64) -> Self {
+        self.first(|rule| rule.bits = Some(bits))
+    }
+
+    /// With the widths among which the first rule's layers get one.
+    #[must_use]
+    pub fn levels(self, levels: &[u8]) -> Self {
+        self.first(|rule| rule.levels = levels.to_vec())
+    }
+
+    /// With quantised layers stored in this format.
+    #[must_use]
+    pub fn format(mut self, format: &str) -> Self {
+        self.format = Some(format.into());
+        self
     }
 
     /// With a seed.
@@ -226,6 +273,9 @@ impl Recipe {
                 rule.scope.is_some(),
                 rule.allocate.is_some(),
                 !rule.options.is_empty(),
+                rule.scheme.is_some(),
+                rule.bits.is_some(),
+                !rule.levels.is_empty(),
             ];
             if rule.skip && others.contains(&true) {
                 return Err(Error::recipe(field("skip"), "excludes every field but `layers`"));

@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 
-use prune_core::{LayerId, Needs, TensorInfo, TensorSource, block_of};
+use prune_core::{LayerId, Needs, QuantScheme, TensorInfo, TensorSource, block_of};
 use serde::Serialize;
 
 use crate::calibrate::Calibration;
 use crate::memory::Mebibytes;
 use crate::method::Method;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::{Action, Plan, PlannedTensor};
+use crate::plan_quantized::{KEEP, quantizer};
 use crate::targets::Drift;
 use crate::{Error, MemoryBudget, Result, Targets};
 
@@ -54,18 +55,38 @@ pub(crate) fn tensor_bytes(
     info: &TensorInfo,
     targets: Targets,
 ) -> Result<u64> {
-    let Some(method) = Method::of(&tensor.action)? else { return Ok(2 * PIECE as u64) };
-    let (rows, cols) = info.matrix_shape()?;
+    let gram = tensor.action.needs()? == Needs::Gram;
+    let work = match &tensor.action {
+        Action::Copy => return Ok(2 * PIECE as u64),
+        // Read, decoded, encoded, and decoded again for the error.
+        Action::Encode { .. } => return Ok(4 * PIECE as u64),
+        // A norm.
+        Action::Fold { .. } => return Ok(2 * PIECE as u64),
+        Action::Prune { .. } | Action::Factorise { .. } => {
+            let (rows, cols) = info.matrix_shape()?;
+            let work = Method::of(&tensor.action)?.map_or(0, |m| m.workspace_bytes(rows, cols));
+            match targets {
+                Targets::Dense if gram => work.max(Drift::workspace_bytes(rows, cols)),
+                _ => work,
+            }
+        }
+        Action::Quantize { method, scheme } => {
+            let (rows, cols) = info.matrix_shape()?;
+            let scheme: QuantScheme = scheme.parse()?;
+            let codes = rows * cols;
+            let made = match method.as_str() {
+                KEEP => 2 * codes,
+                _ => quantizer(method)?.workspace_bytes(rows, cols),
+            };
+            // Packed, in words and in bytes.
+            made + 2 * scheme.nbytes(rows, cols)
+        }
+    };
+    let (_, cols) = info.matrix_shape()?;
     let values = 4 * info.numel();
     // The reported error multiplies panels of the weight by the Gram matrix in f32.
-    let gram = method.needs() == Needs::Gram;
     let error = if gram { 4 * cols * cols } else { 0 };
-    let retarget = match targets {
-        Targets::Dense if gram => Drift::workspace_bytes(rows, cols),
-        _ => 0,
-    };
-    let work = method.workspace_bytes(rows, cols).max(error).max(retarget);
-    Ok((values + work + 4 * PIECE) as u64)
+    Ok((values + work.max(error) + 4 * PIECE) as u64)
 }
 
 /// Models that are run side by side.
@@ -116,11 +137,14 @@ impl Schedule {
         let targets = plan.recipe.targets;
         let mut blocks: BTreeMap<usize, Vec<Load>> = BTreeMap::new();
         let mut free = Vec::new();
+        // Scales of layers that share an input, and of what makes it, need all statistics at once.
+        let folds = plan.tensors.iter().any(|t| matches!(t.action, Action::Fold { .. }));
         for tensor in &plan.tensors {
             let info = source.info(&tensor.name)?;
             let bytes = tensor_bytes(tensor, info, targets)?;
-            let needs = Method::of(&tensor.action)?.map_or(Needs::Nothing, |m| m.needs());
+            let needs = tensor.action.needs()?;
             match block_of(&tensor.name) {
+                Some((_, _)) if matches!(tensor.action, Action::Fold { .. }) => {}
                 Some((block, _)) if needs != Needs::Nothing => {
                     let (_, cols) = info.matrix_shape()?;
                     let tokens = calibration.map_or(0, |c| c.windows.length());
@@ -137,7 +161,7 @@ impl Schedule {
         }
         let mut schedule = Self::data_free(&free, threads, budget);
         if let Some(calibration) = calibration.filter(|_| !blocks.is_empty()) {
-            schedule.add_calibrated(&blocks, calibration, models(targets), threads, budget);
+            schedule.add_calibrated(&blocks, calibration, models(targets), threads, budget, folds);
         }
         match budget.limit() {
             Some(limit) if schedule.least > limit => Err(Error::Memory {
@@ -175,6 +199,7 @@ impl Schedule {
         models: u64,
         threads: usize,
         budget: MemoryBudget,
+        folds: bool,
     ) {
         let model = calibration.model;
         let weights = models * model.block_bytes() as u64;
@@ -186,7 +211,7 @@ impl Schedule {
         let hidden = models * calibration.samples() as u64 * calibration.state_bytes();
         let all = sum(|l| l.statistics).unwrap_or(0);
         let every = || blocks.values().flatten();
-        let one = every().map(|l| l.statistics).max().unwrap_or(0);
+        let one = if folds { all } else { every().map(|l| l.statistics).max().unwrap_or(0) };
         let heaviest = every().max_by_key(|l| l.statistics + l.tensor);
         let (name, heavy) =
             heaviest.map_or(("", 0), |l| (l.name.as_str(), l.statistics + l.tensor));
