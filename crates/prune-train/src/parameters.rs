@@ -14,6 +14,8 @@ pub enum ParameterKind {
     Weight,
     /// A table of vectors.
     Embedding,
+    /// A low-rank addition to a weight.
+    Adapter,
     /// A bias, or the scale of a norm.
     Vector,
     /// Statistics that the forward pass keeps, such as the running mean of a batch norm: never

@@ -60,7 +60,7 @@ pub trait Optimizer {
 /// Which parameters decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Decay {
-    /// Weights and embeddings; biases and norms do not.
+    /// Weights, embeddings and adapters; biases and norms do not.
     #[default]
     Matrices,
     /// All, as PyTorch's optimisers do by default.
@@ -70,8 +70,8 @@ pub enum Decay {
 impl Decay {
     /// The weight decay of a parameter.
     fn of(self, parameter: &Parameter, strength: f64) -> f64 {
-        let matrix = matches!(parameter.kind(), ParameterKind::Weight | ParameterKind::Embedding);
-        if matrix || self == Decay::All { strength } else { 0.0 }
+        let vector = parameter.kind() == ParameterKind::Vector;
+        if vector && self == Decay::Matrices { 0.0 } else { strength }
     }
 }
 
