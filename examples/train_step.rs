@@ -26,7 +26,9 @@ fn main() -> Result<()> {
     let sgd = Sgd::new(SgdOptions { rate: 0.01, ..SgdOptions::default() })?;
     let mut trainer = Trainer::new(&model, sgd, TrainOptions::default())?;
     median("resnet-20, 128 images", || Ok(trainer.step(&batches, 1).map(drop)?))?;
-    median("resnet-20, 128 images, inference", || Ok(model.logits(&batches[0].pixels).map(drop)?))?;
+    median("resnet-20, 128 images, inference", || {
+        Ok(model.logits(&batches[0].pixels).map(drop)?)
+    })?;
     drop(trainer);
     drop(model);
 

@@ -1,4 +1,5 @@
 //! Fine-tuning of the model that ships with the project.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
 

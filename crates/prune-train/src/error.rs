@@ -39,9 +39,7 @@ pub enum Error {
         reason: String,
     },
     /// Training that has left the finite numbers.
-    #[error(
-        "step {step}: {what} is {value}; lower the learning rate or clip the gradients"
-    )]
+    #[error("step {step}: {what} is {value}; lower the learning rate or clip the gradients")]
     Diverged {
         /// The step, from 0.
         step: usize,

@@ -72,13 +72,11 @@ pub fn cross_entropy_in_place(
         let scale = (1.0 / sum) as f32;
         row.iter_mut().for_each(|v| *v = (*v * scale - other) * inverse);
         row[target] -= own * inverse;
-        let loss = log_sum
-            - (1.0 - smoothing) * f64::from(chosen)
-            - smoothing * mean / classes as f64;
+        let loss =
+            log_sum - (1.0 - smoothing) * f64::from(chosen) - smoothing * mean / classes as f64;
         (loss, usize::from(best == target))
     };
-    let rows: Vec<(f64, usize)> =
-        logits.par_chunks_mut(classes).zip(targets).map(row).collect();
+    let rows: Vec<(f64, usize)> = logits.par_chunks_mut(classes).zip(targets).map(row).collect();
     Ok(Tally {
         sum: rows.iter().map(|r| r.0).sum(),
         count: targets.len(),

@@ -215,7 +215,9 @@ impl<'a, M: Model> Trainer<'a, M> {
             bar.set_message(format!("loss {:.4}", record.loss));
             bar.inc(1);
             if let Some(path) = &options.checkpoint
-                && (last || self.state.stopped || self.state.step % options.checkpoint_every == 0)
+                && (last
+                    || self.state.stopped
+                    || self.state.step.is_multiple_of(options.checkpoint_every))
             {
                 self.save(path)?;
             }

@@ -86,9 +86,7 @@ impl<F: FnOnce(&mut [f32], &[f32]) -> Result<()>> InplaceOp2 for InPlace<F> {
             None => candle_core::bail!("a contiguous tensor is needed, found {layout:?}"),
         };
         let (to, from) = (range(target_layout)?, range(source_layout)?);
-        let CpuStorage::F32(values) = target else {
-            candle_core::bail!("parameters are f32")
-        };
+        let CpuStorage::F32(values) = target else { candle_core::bail!("parameters are f32") };
         let source = &source.as_slice::<f32>()?[from];
         if let Some(work) = self.work.take() {
             self.result.set(work(&mut values[to], source));

@@ -1,4 +1,5 @@
 //! Counts that are published, and saliencies at initialisation.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use candle_core::{Device, Tensor};
 use ndarray::{ArrayD, IxDyn};

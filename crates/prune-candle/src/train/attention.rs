@@ -151,9 +151,8 @@ impl CustomOp3 for Heads {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let gradients = read(q, |q| {
-            read(k, |k| read(v, |v| read(dy, |dy| self.backward(q, k, v, dy))))
-        })???;
+        let gradients =
+            read(q, |q| read(k, |k| read(v, |v| read(dy, |dy| self.backward(q, k, v, dy)))))???;
         let [dq, dk, dv] = gradients?;
         let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
         Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))

@@ -296,7 +296,8 @@ impl TrainableLlama {
     }
 
     fn check_batch(&self, batch: &TokenBatch) -> Result<()> {
-        if batch.time > 0 && !batch.ids.is_empty() && batch.ids.len() % (batch.time + 1) == 0 {
+        if batch.time > 0 && !batch.ids.is_empty() && batch.ids.len().is_multiple_of(batch.time + 1)
+        {
             return match self.config.sliding_window {
                 Some(window) if batch.time > window => Err(Error::Config {
                     field: "sliding_window",

@@ -52,7 +52,10 @@ impl TokenWindows {
             return Err(Error::Core(prune_core::Error::OutOfRange {
                 what: "predictions of a window".to_string(),
                 found: time.to_string(),
-                expected: format!("1 to {}, one less than the text has tokens", ids.len().max(1) - 1),
+                expected: format!(
+                    "1 to {}, one less than the text has tokens",
+                    ids.len().max(1) - 1
+                ),
             }));
         }
         Ok(Self { ids, time })

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::state::{self, ParameterState, States};
+use super::state::{self, ParameterState, States, Take};
 use super::{Decay, Optimizer, check, each};
 use crate::gradients::CHUNK;
 use crate::values::update;
@@ -118,7 +118,7 @@ impl ParameterState for Moments {
         ]
     }
 
-    fn from_parts(take: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)>) -> Option<Self> {
+    fn from_parts(take: &mut Take<'_>) -> Option<Self> {
         let steps = state::count_of(&take("steps")?.1)?;
         Some(Self { steps, first: take("first")?.1, second: take("second")?.1 })
     }

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView2, s};
 use serde::{Deserialize, Serialize};
 
 use super::adamw::{Adam, AdamWOptions, Moments};
-use super::state::{self, ParameterState, States};
+use super::state::{self, ParameterState, States, Take};
 use super::{Optimizer, each};
 use crate::values::update;
 use crate::{Error, Gradients, Parameter, ParameterKind, Parameters, Result};
@@ -89,7 +89,7 @@ impl ParameterState for Projected {
         parts
     }
 
-    fn from_parts(take: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)>) -> Option<Self> {
+    fn from_parts(take: &mut Take<'_>) -> Option<Self> {
         let (shape, values) = take("basis")?;
         let [rank, width] = shape[..] else { return None };
         let basis = Array2::from_shape_vec((rank, width), values).ok()?;
@@ -201,7 +201,9 @@ fn refresh(rule: Refresh, state: &mut Projected, basis: &Array2<f32>, rows: usiz
     Ok(())
 }
 
-/// The `rank` leading right singular vectors of a tall matrix, as rows.
+/// The `rank` leading right singular vectors of a tall matrix, as rows; the largest component of
+/// each is positive. Decompositions leave the sign open, and moments that outlive a projection
+/// depend on it.
 fn leading(name: &str, tall: ArrayView2<'_, f32>, rank: usize) -> Result<Array2<f32>> {
     let gram = prune_linalg::gram(tall.mapv(f64::from).view());
     let error = |source| Error::Linalg { what: format!("gradient of `{name}`"), source };
@@ -209,7 +211,14 @@ fn leading(name: &str, tall: ArrayView2<'_, f32>, rank: usize) -> Result<Array2<
     let n = vectors.ncols();
     // Ascending: the leading ones are last.
     let leading = vectors.slice(s![.., n - rank..; 1]);
-    Ok(Array2::from_shape_fn((rank, n), |(r, c)| leading[[c, rank - 1 - r]] as f32))
+    let mut basis = Array2::from_shape_fn((rank, n), |(r, c)| leading[[c, rank - 1 - r]] as f32);
+    for mut vector in basis.rows_mut() {
+        let largest = vector.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+        if largest < 0.0 {
+            vector.mapv_inplace(|v| -v);
+        }
+    }
+    Ok(basis)
 }
 
 fn view(values: &[f32], shape: (usize, usize)) -> Result<ArrayView2<'_, f32>> {

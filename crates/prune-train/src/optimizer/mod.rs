@@ -57,6 +57,41 @@ pub trait Optimizer {
     fn load(&mut self, parameters: &Parameters, state: &BTreeMap<String, Tensor>) -> Result<()>;
 }
 
+impl<O: Optimizer + ?Sized> Optimizer for Box<O> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn rate(&self) -> f64 {
+        (**self).rate()
+    }
+
+    fn step(
+        &mut self,
+        parameters: &Parameters,
+        gradients: Gradients,
+        factors: &[f64],
+    ) -> Result<()> {
+        (**self).step(parameters, gradients, factors)
+    }
+
+    fn forget(&mut self, parameter: usize) {
+        (**self).forget(parameter);
+    }
+
+    fn state_len(&self) -> usize {
+        (**self).state_len()
+    }
+
+    fn save(&self, parameters: &Parameters) -> Result<Vec<(String, Tensor)>> {
+        (**self).save(parameters)
+    }
+
+    fn load(&mut self, parameters: &Parameters, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        (**self).load(parameters, state)
+    }
+}
+
 /// Which parameters decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Decay {

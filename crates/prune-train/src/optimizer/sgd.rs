@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::state::{self, ParameterState, States};
+use super::state::{self, ParameterState, States, Take};
 use super::{Decay, Optimizer, check, each};
 use crate::gradients::CHUNK;
 use crate::values::update;
@@ -68,7 +68,7 @@ impl ParameterState for Buffer {
         vec![("momentum", vec![self.0.len()], self.0.clone())]
     }
 
-    fn from_parts(take: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)>) -> Option<Self> {
+    fn from_parts(take: &mut Take<'_>) -> Option<Self> {
         Some(Self(take("momentum")?.1))
     }
 }

@@ -12,8 +12,11 @@ pub(super) trait ParameterState: Sized {
     fn parts(&self) -> Vec<(&'static str, Vec<usize>, Vec<f32>)>;
 
     /// From parts that [`ParameterState::parts`] gave. `take` finds one by its name.
-    fn from_parts(take: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)>) -> Option<Self>;
+    fn from_parts(take: &mut Take<'_>) -> Option<Self>;
 }
+
+/// Finds the shape and values of a part by its name.
+pub(super) type Take<'a> = dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)> + 'a;
 
 /// State by number of the parameter.
 pub(super) type States<S> = BTreeMap<usize, S>;

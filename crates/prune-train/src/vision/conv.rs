@@ -202,10 +202,7 @@ impl Conv {
     /// Calls `visit` for every row of the columns and row of the output: with both, with where the
     /// pixels start that it reads (none outside of the image) and which places read one.
     #[inline(always)]
-    fn each_row(
-        &self,
-        mut visit: impl FnMut(usize, usize, Option<usize>, std::ops::Range<usize>),
-    ) {
+    fn each_row(&self, mut visit: impl FnMut(usize, usize, Option<usize>, std::ops::Range<usize>)) {
         let pad = self.kernel / 2;
         let (height, width) = (self.from.height, self.from.width);
         for c in 0..self.from.channels {
@@ -231,20 +228,22 @@ impl Conv {
 
     /// The output where every channel is filtered by itself.
     pub(super) fn depthwise(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
-        out.par_chunks_mut(self.to.len()).zip(x.par_chunks(self.from.len())).for_each(|(out, x)| {
-            out.fill(0.0);
-            self.one_channel().each_tap(self.to.channels, |c, tap, target, source, count| {
-                let w = weight[c * self.kernel * self.kernel + tap];
-                let target = &mut out[c * self.to.places() + target..][..count];
-                let source = &x[c * self.from.places() + source..];
-                if self.stride == 1 {
-                    target.iter_mut().zip(&source[..count]).for_each(|(t, s)| *t += w * s);
-                } else {
-                    let source = source.iter().step_by(self.stride);
-                    target.iter_mut().zip(source).for_each(|(t, s)| *t += w * s);
-                }
-            });
-        });
+        out.par_chunks_mut(self.to.len()).zip(x.par_chunks(self.from.len())).for_each(
+            |(out, x)| {
+                out.fill(0.0);
+                self.one_channel().each_tap(self.to.channels, |c, tap, target, source, count| {
+                    let w = weight[c * self.kernel * self.kernel + tap];
+                    let target = &mut out[c * self.to.places() + target..][..count];
+                    let source = &x[c * self.from.places() + source..];
+                    if self.stride == 1 {
+                        target.iter_mut().zip(&source[..count]).for_each(|(t, s)| *t += w * s);
+                    } else {
+                        let source = source.iter().step_by(self.stride);
+                        target.iter_mut().zip(source).for_each(|(t, s)| *t += w * s);
+                    }
+                });
+            },
+        );
     }
 
     /// [`Conv::backward`] where every channel is filtered by itself.
@@ -291,11 +290,7 @@ impl Conv {
     /// Calls `visit` with channel, tap, first place of the output, first pixel and how many places
     /// of a row there are, for each of `channels` channels.
     #[inline(always)]
-    fn each_tap(
-        &self,
-        channels: usize,
-        mut visit: impl FnMut(usize, usize, usize, usize, usize),
-    ) {
+    fn each_tap(&self, channels: usize, mut visit: impl FnMut(usize, usize, usize, usize, usize)) {
         for c in 0..channels {
             self.each_row(|tap, y, source, range| {
                 if let Some(source) = source {

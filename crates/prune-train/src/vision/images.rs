@@ -113,6 +113,7 @@ impl Images {
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Format`].
+    #[cfg(feature = "pictures")]
     pub fn cifar10_pictures(files: &[&Path], labels: &Path) -> Result<Self> {
         let text = fs::read_to_string(labels).map_err(|e| Error::file(labels, e))?;
         let classes: Vec<u8> = serde_json::from_str(&text)
@@ -280,6 +281,7 @@ const CIFAR_MEAN: [f32; 3] = [0.4914, 0.4822, 0.4465];
 const CIFAR_DEVIATION: [f32; 3] = [0.2470, 0.2435, 0.2616];
 
 /// Appends the images of a picture, an image a row, with their channels apart.
+#[cfg(feature = "pictures")]
 fn read_picture(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     let broken = |e: String| Error::format(path, "picture", e, "rows of 1024 pixels of 8 bits");
     let file = fs::File::open(path).map_err(|e| Error::file(path, e))?;

@@ -242,8 +242,10 @@ pub(super) fn linear_backward(
             for row in dy.chunks(m) {
                 db.iter_mut().zip(row).for_each(|(b, d)| *b += d);
             }
-            let (x, dy) =
-                (MatRef::from_row_major_slice(x, rows, k), MatRef::from_row_major_slice(dy, rows, m));
+            let (x, dy) = (
+                MatRef::from_row_major_slice(x, rows, k),
+                MatRef::from_row_major_slice(dy, rows, m),
+            );
             let sum = MatMut::from_row_major_slice_mut(&mut dw, m, k);
             matmul(sum, Accum::Replace, dy.transpose(), x, 1.0, Par::Seq);
             (dw, db)

@@ -43,7 +43,6 @@ pub enum Positions {
     Of(Saliency),
 }
 
-
 /// A mask at initialisation: how many weights every layer keeps, and which.
 ///
 /// Random Pruning is any [`Ratios`] with [`Positions::Random`]; SNIP, GraSP and SynFlow are the
@@ -110,11 +109,10 @@ impl MaskPlan {
             _ => None,
         };
         let counted;
-        let survivors_of = |saliency: Saliency, scores: &[ArrayD<f32>]| -> Result<Vec<f64>> {
+        let survivors_of = |scores: &[ArrayD<f32>]| -> Result<Vec<f64>> {
             let named = layers.iter().zip(scores).map(|(l, s)| (l.id.clone(), s.view()));
             let named: Vec<(LayerId, ArrayViewD<'_, f32>)> = named.collect();
             let kept = survivors(&named, budget.keep_total(total));
-            let _ = saliency;
             Ok(kept?.into_iter().map(|k| k as f64).collect())
         };
         let allocator: &dyn Allocator<Share = usize> = match self.ratios {
@@ -126,10 +124,10 @@ impl MaskPlan {
             Ratios::Of(saliency) => &Survivors::new(saliency),
         };
         let counts: Vec<f64> = match (self.ratios, &scores) {
-            (Ratios::Of(saliency), Some(scores)) => survivors_of(saliency, scores)?,
+            (Ratios::Of(_), Some(scores)) => survivors_of(scores)?,
             (Ratios::Of(saliency), None) => {
                 counted = measure.saliency(saliency)?;
-                survivors_of(saliency, &counted)?
+                survivors_of(&counted)?
             }
             _ => vec![0.0; layers.len()],
         };
@@ -236,15 +234,14 @@ impl Measure<'_> {
         let parameters = self.model.parameters();
         let gradients = || -> Result<Gradients> {
             let batch = self.batch()?;
-            let (tally, gradients) = self.model.gradients_of(&batch.pixels, |logits| {
+            let pass = self.model.gradients_of(&batch.pixels, |logits| {
                 let cool: Vec<f32> = logits.iter().map(|l| l / GRASP_TEMPERATURE).collect();
                 let (tally, mut gradient) =
                     cross_entropy(&cool, self.model.classes(), &batch.labels, 0.0)?;
                 gradient.iter_mut().for_each(|g| *g /= GRASP_TEMPERATURE);
                 Ok((tally, gradient))
-            })?;
-            let _ = tally;
-            Ok(gradients)
+            });
+            Ok(pass?.1)
         };
         let direction = gradients()?;
         // A step of a thousandth of the weights' norm.

@@ -57,7 +57,8 @@ struct Workspace {
 impl Workspace {
     /// A buffer of this length with any content.
     fn take(&mut self, len: usize) -> Vec<f32> {
-        let fitting = self.spare.iter().position(|b| b.capacity() >= len && b.capacity() <= 2 * len);
+        let fitting =
+            self.spare.iter().position(|b| b.capacity() >= len && b.capacity() <= 2 * len);
         let mut buffer = fitting.map(|at| self.spare.swap_remove(at)).unwrap_or_default();
         buffer.resize(len, 0.0);
         buffer
@@ -125,7 +126,8 @@ impl VisionModel {
     /// [`prune_core::Error::Shape`].
     pub fn input_gradient(&self, batch: &ImageBatch) -> Result<Vec<f32>> {
         let loss = |logits: &[f32]| cross_entropy(logits, self.classes(), &batch.labels, 0.0);
-        let pass = self.differentiate(&batch.pixels, Mode::Evaluate, Input::Differentiated, loss)?;
+        let pass =
+            self.differentiate(&batch.pixels, Mode::Evaluate, Input::Differentiated, loss)?;
         Ok(pass.2)
     }
 

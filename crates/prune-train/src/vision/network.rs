@@ -190,7 +190,7 @@ impl Network {
         stride: usize,
     ) -> Result<Value> {
         let from = self.at(name, input)?;
-        if kernel % 2 == 0 || stride == 0 {
+        if kernel.is_multiple_of(2) || stride == 0 {
             return Err(bad(name, format!("kernel {kernel} is even or stride {stride} is 0")));
         }
         let size = Size {
