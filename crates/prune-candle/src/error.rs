@@ -41,6 +41,9 @@ pub enum Error {
         /// The model's vocabulary size.
         vocab: usize,
     },
+    /// Training failed.
+    #[error(transparent)]
+    Train(#[from] prune_train::Error),
     /// candle failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

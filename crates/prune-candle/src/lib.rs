@@ -26,6 +26,8 @@
 //! | fewest bits for a KV cache (KVTuner) | [`tune_kv`], [`KvTuneOptions`], [`KvTuneReport`] |
 //! | queries, keys and values of every layer | [`AttentionCapture`], [`LlamaModel::capture_attention`], [`LlamaModel::kv_errors`] |
 //! | text to token ids | [`Tokenizer`] |
+//! | fine-tuning: all of a model, adapters, blocks in turns | [`TrainableLlama`], [`LoraOptions`], [`TokenWindows`] |
+//! | how many outliers the blocks hold (OwLore) | [`outlier_scores`] |
 //! | what can go wrong | [`Error`], [`Result`] |
 
 mod bert;
@@ -46,6 +48,7 @@ mod rope;
 mod sentence;
 mod tensors;
 mod tokenizer;
+mod train;
 mod vit;
 
 pub use bert::BertModel;
@@ -62,4 +65,7 @@ pub use load_model::load_model;
 pub use recall::{RecallBench, RecallOptions, RecallScore, RecallTask};
 pub use sentence::{Pooling, Scaling, SentenceEncoder, SentenceOptions};
 pub use tokenizer::Tokenizer;
+pub use train::{
+    Activations, LoraOptions, TokenBatch, TokenWindows, TrainableLlama, outlier_scores,
+};
 pub use vit::{Vit, VitConfig, VitNaming};

@@ -40,9 +40,9 @@ pub struct LlamaModel {
     rotary: Arc<Rotary>,
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const LAST_NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const LAST_NORM: &str = "model.norm.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 impl LlamaModel {
     /// The model that `config` describes, with its tensors in `weights`.

@@ -1,0 +1,269 @@
+//! Random Pruning: networks trained with masks that were drawn at random before training, beside
+//! dense ones and masks chosen by magnitude and SNIP.
+//!
+//! By default a small CNN of two widths learns the handwritten digits of `assets/digits` in half a
+//! minute. With `--cifar10` it is a ResNet on CIFAR-10, from the folder with its binary files.
+//!
+//! ```text
+//! cargo run --release --example random_pruning
+//! cargo run --release --example random_pruning -- --cifar10 DIR --train 5000 --epochs 10
+//! ```
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Parser;
+use prune_allocate::Saliency;
+use prune_core::Seed;
+use prune_train::vision::reliability::{
+    Disturbance, calibration_error, detection, disturbed, predictions,
+};
+use prune_train::vision::{Augment, Images, MaskPlan, Network, Positions, Ratios, VisionModel};
+use prune_train::{
+    Dataset, History, Masks, Model, Progress, Schedule, Sgd, SgdOptions, TrainOptions, Trainer,
+    draw_curves, evaluate,
+};
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// Train with random masks.
+#[derive(Parser, Debug)]
+struct Args {
+    /// Folder with CIFAR-10; without it the digits that ship with the project are learnt.
+    #[arg(long)]
+    cifar10: Option<PathBuf>,
+    /// Depth of the ResNet: 8, 14, 20.
+    #[arg(long, default_value_t = 20)]
+    depth: usize,
+    /// Width multipliers.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 1.0])]
+    widths: Vec<f64>,
+    /// Shares of the weights that are kept.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.3, 0.1, 0.05])]
+    densities: Vec<f64>,
+    /// Which masks: erk, er, uniform, uniform+, snip-ratio, synflow-ratio, snip, magnitude.
+    #[arg(long, value_delimiter = ',', default_values_t = ["erk", "er", "uniform", "snip-ratio", "snip", "magnitude"].map(String::from))]
+    methods: Vec<String>,
+    /// Seeds; figures are means over them, with the spread.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Images that training sees.
+    #[arg(long, default_value_t = 1297)]
+    train: usize,
+    /// Images that are judged on.
+    #[arg(long, default_value_t = 2000)]
+    test: usize,
+    /// Epochs.
+    #[arg(long, default_value_t = 12)]
+    epochs: usize,
+    /// Images of a batch.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Folder that receives the curves.
+    #[arg(long, default_value = "out/random_pruning")]
+    out: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    fs::create_dir_all(&args.out)?;
+    let data = Data::load(&args)?;
+    println!(
+        "{} training and {} test images, {} epochs, {} seeds; accuracy in %",
+        data.train.len(),
+        data.test.len(),
+        args.epochs,
+        args.seeds
+    );
+    println!(
+        "{:>5} {:>8} {:<14} {:>9} {:>6} {:>8} {:>6} {:>7} {:>7} {:>7} {:>6}",
+        "width",
+        "density",
+        "masks",
+        "weights",
+        "acc",
+        "spread",
+        "ECE",
+        "unknown",
+        "noise",
+        "FGSM",
+        "s"
+    );
+    let mut curves: Vec<(String, History)> = Vec::new();
+    for &width in &args.widths {
+        let mut settings = vec![(1.0, "dense".to_string())];
+        for &density in &args.densities {
+            settings.extend(args.methods.iter().map(|m| (density, m.clone())));
+        }
+        for (density, method) in settings {
+            let runs: Vec<Run> = (0..args.seeds)
+                .map(|seed| run(&args, &data, width, density, &method, Seed::new(seed)))
+                .collect::<Result<_>>()?;
+            print_row(width, density, &method, &runs);
+            if let Some(run) = runs.into_iter().next() {
+                curves.push((format!("{width} x, {method} {density}"), run.history));
+            }
+        }
+    }
+    let of_first = format!("{} x", args.widths.first().copied().unwrap_or(1.0));
+    let shown: Vec<(&str, &History)> = curves
+        .iter()
+        .filter(|(name, _)| name.starts_with(&of_first))
+        .filter(|(name, _)| name.contains("dense") || name.contains("erk"))
+        .map(|(name, history)| (name.as_str(), history))
+        .collect();
+    draw_curves(&shown, &args.out.join("losses.svg"))?;
+    println!("curves are in {}", args.out.display());
+    Ok(())
+}
+
+/// Images to train on, to be judged on, and of things that the network was never shown.
+struct Data {
+    train: Images,
+    test: Images,
+    unknown: Images,
+}
+
+impl Data {
+    fn load(args: &Args) -> Result<Self> {
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/digits");
+        let (pixels, labels) =
+            (fs::read(assets.join("pixels.u8"))?, fs::read(assets.join("labels.u8"))?);
+        let digits = Images::digits(&pixels, &labels)?;
+        let Some(folder) = &args.cifar10 else {
+            let (train, test) = digits.split(args.train.min(1297));
+            // Digits cut in two: the left half of one image beside the right half of another.
+            let halves = |image: usize, other: usize| {
+                (0..64).map(move |p| if p % 8 < 4 { image * 64 + p } else { other * 64 + p })
+            };
+            let cut = (0..500).flat_map(|i| halves(1297 + i, 1297 + (i * 7 + 250) % 500));
+            let bytes = cut.map(|at| (u16::from(pixels[at]) * 255 / 16) as u8).collect();
+            let unknown = Images::new(bytes, vec![0; 500], test.size())?;
+            let unknown = unknown.normalised(&[0.305], &[0.376])?;
+            return Ok(Self { train: train.augmented(Augment::Crop(1)), test, unknown });
+        };
+        let (train, test) = cifar10(folder)?;
+        let train = train.split(args.train).0.augmented(Augment::CropAndFlip(4));
+        let test = test.split(args.test).0;
+        let unknown = digits.split(500).0.resized(test.size())?;
+        let unknown = unknown.normalised(&[0.4914, 0.4822, 0.4465], &[0.2470, 0.2435, 0.2616])?;
+        Ok(Self { train, test, unknown })
+    }
+}
+
+/// The training and the test images of CIFAR-10.
+fn cifar10(folder: &Path) -> Result<(Images, Images)> {
+    let train: Vec<PathBuf> = (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).collect();
+    let train: Vec<&Path> = train.iter().map(PathBuf::as_path).collect();
+    let test = folder.join("test_batch.bin");
+    Ok((Images::cifar10_binary(&train)?, Images::cifar10_binary(&[&test])?))
+}
+
+/// What one training came to.
+struct Run {
+    weights: usize,
+    accuracy: f64,
+    calibration: f64,
+    unknown: f64,
+    noise: f64,
+    fgsm: f64,
+    seconds: f64,
+    history: History,
+}
+
+fn run(
+    args: &Args,
+    data: &Data,
+    width: f64,
+    density: f64,
+    method: &str,
+    seed: Seed,
+) -> Result<Run> {
+    let network = match args.cifar10 {
+        Some(_) => Network::resnet(args.depth, width, 10)?,
+        None => Network::small_cnn(&[1, 8, 8], (16.0 * width).round() as usize, 10)?,
+    };
+    let model = network.build(seed)?;
+    let masks = masks(&model, data, density, method, seed)?;
+    let weights = match masks.is_empty() {
+        true => model.parameters().layers().iter().map(|l| l.numel()).sum(),
+        false => masks.kept(),
+    };
+    let options = TrainOptions {
+        steps: args.epochs * (data.train.len() / args.batch),
+        batch: args.batch,
+        schedule: Schedule::cifar(),
+        seed,
+        progress: Progress::Bar,
+        ..TrainOptions::default()
+    };
+    let sgd = Sgd::new(SgdOptions::default())?;
+    let start = Instant::now();
+    let mut trainer = Trainer::new(&model, sgd, options)?.with_masks(masks)?;
+    let history = trainer.run(&data.train, None::<&Images>)?.clone();
+    let seconds = start.elapsed().as_secs_f64();
+    let known = predictions(&model, &data.test, 250)?;
+    let unknown = predictions(&model, &data.unknown, 250)?;
+    let after = |disturbance| -> Result<f64> {
+        Ok(disturbed(&model, &data.test, disturbance, 250)?.accuracy())
+    };
+    Ok(Run {
+        weights,
+        accuracy: evaluate(&model, &data.test, 250)?.accuracy(),
+        calibration: calibration_error(&known, 15),
+        unknown: detection(&known, &unknown),
+        noise: after(Disturbance::Noise { deviation: 0.1, seed })?,
+        fgsm: after(Disturbance::Fgsm { size: 8.0 / 255.0 })?,
+        seconds,
+        history,
+    })
+}
+
+fn masks(
+    model: &VisionModel,
+    data: &Data,
+    density: f64,
+    method: &str,
+    seed: Seed,
+) -> Result<Masks> {
+    let both = |saliency| (Ratios::Of(saliency), Positions::Of(saliency));
+    let random = |ratios| (ratios, Positions::Random);
+    let (ratios, positions) = match method {
+        "dense" => return Ok(Masks::default()),
+        "erk" => random(Ratios::Erk),
+        "er" => random(Ratios::Er),
+        "uniform" => random(Ratios::Uniform),
+        "uniform+" => random(Ratios::UniformPlus),
+        "snip-ratio" => random(Ratios::Of(Saliency::Snip)),
+        "grasp-ratio" => random(Ratios::Of(Saliency::GraSp)),
+        "synflow-ratio" => random(Ratios::Of(Saliency::SynFlow)),
+        "snip" => both(Saliency::Snip),
+        "grasp" => both(Saliency::GraSp),
+        "synflow" => both(Saliency::SynFlow),
+        "magnitude" => both(Saliency::Magnitude),
+        other => return Err(format!("`{other}` is no method of this example").into()),
+    };
+    let samples: Vec<usize> = (0..data.train.len().min(128)).collect();
+    let batch = data.train.plain(&samples)?;
+    Ok(MaskPlan { density, ratios, positions, seed }.masks(model, Some(&batch))?)
+}
+
+fn print_row(width: f64, density: f64, method: &str, runs: &[Run]) {
+    let mean = |of: fn(&Run) -> f64| runs.iter().map(of).sum::<f64>() / runs.len().max(1) as f64;
+    let accuracy = mean(|r| r.accuracy);
+    let variance: f64 = runs.iter().map(|r| (r.accuracy - accuracy).powi(2)).sum();
+    let spread = (variance / (runs.len().max(2) - 1) as f64).sqrt();
+    println!(
+        "{width:>5} {density:>8} {method:<14} {:>9} {:>6.2} {:>8.2} {:>6.3} {:>7.3} {:>7.2} {:>7.2} {:>6.1}",
+        runs.first().map_or(0, |r| r.weights),
+        100.0 * accuracy,
+        100.0 * spread,
+        mean(|r| r.calibration),
+        mean(|r| r.unknown),
+        100.0 * mean(|r| r.noise),
+        100.0 * mean(|r| r.fgsm),
+        mean(|r| r.seconds),
+    );
+}
