@@ -4,3 +4,5 @@
 //!   copy it.
 //! - `sparsegpt`: methods that fit weights to outputs on 1024 x 1024, SparseGPT on 4096 x 4096, next
 //!   to a dense product.
+//! - `kernels`: products with sparse and quantised matrices of 4096 x 4096 and 4096 x 11008, next to
+//!   the dense product and the rate at which memory can be read.

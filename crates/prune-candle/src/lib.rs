@@ -19,6 +19,7 @@
 //! | the model of a checkpoint, of any family | [`load_model`] |
 //! | Llama, Mistral, Qwen2, Qwen3 | [`LlamaModel`], [`LlamaConfig`] |
 //! | BERT, RoBERTa and sentence encoders made of them | [`BertModel`], [`BertConfig`] |
+//! | ViT and DeiT, with gradients | [`Vit`], [`VitConfig`], [`VitNaming`] |
 //! | vectors of texts | [`SentenceEncoder`], [`SentenceOptions`] |
 //! | tokens through a KV cache, generation | [`Decoder`], [`Feed`], [`KvOrder`], [`Generation`], [`Sampling`] |
 //! | what a KV cache costs in quality | [`KvText`], [`KvKind`], [`KvEvaluation`], [`RecallTask`], [`RecallBench`] |
@@ -45,6 +46,7 @@ mod rope;
 mod sentence;
 mod tensors;
 mod tokenizer;
+mod vit;
 
 pub use bert::BertModel;
 pub use bert_config::{Activation, BertConfig, ENCODER_FAMILIES};
@@ -60,3 +62,4 @@ pub use load_model::load_model;
 pub use recall::{RecallBench, RecallOptions, RecallScore, RecallTask};
 pub use sentence::{Pooling, Scaling, SentenceEncoder, SentenceOptions};
 pub use tokenizer::Tokenizer;
+pub use vit::{Vit, VitConfig, VitNaming};

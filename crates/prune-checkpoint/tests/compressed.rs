@@ -304,6 +304,30 @@ fn metadata_is_that_of_pytorch() {
 }
 
 #[test]
+fn metadata_of_several_tiles_and_of_int8_is_that_of_pytorch() {
+    // `sparse_semi_structured_from_dense_cutlass` of PyTorch 2.15, the words in memory order.
+    let weighted = |words: &[i64]| (1..).zip(words).map(|(i, w)| i * w).sum::<i64>();
+    let words = metadata16(codes(64, 128).view()).unwrap();
+    let words = MetadataOrder::Cutlass16.reorder(words.view()).unwrap();
+    let words: Vec<i64> = words.iter().map(|w| i64::from(*w as i16)).collect();
+    assert_eq!(words[..8], [20206, 17646, -4540, -24860, 17486, -7100, 18926, 17566]);
+    assert_eq!(words[504..], [-7095, -4540, 17646, 17486, -4380, 20204, -7100, -4540]);
+    assert_eq!((words.iter().sum::<i64>(), weighted(&words)), (2194745, 556978057));
+
+    // The same sines times 100, rounded.
+    let values: Vec<f32> = sine(32, 128).iter().map(|v| (100.0 * v).round()).collect();
+    let kept = keep_largest(&values, 4, 2);
+    let codes = kept.chunks(4).map(|g| code_of_kept(std::array::from_fn(|c| g[c] != 0.0)));
+    let codes = Array2::from_shape_vec((32, 32), codes.collect()).unwrap();
+    let words = metadata32(codes.view()).unwrap();
+    let words = MetadataOrder::Cutlass32.reorder(words.view()).unwrap();
+    let words: Vec<i64> = words.iter().map(|w| i64::from(*w as i32)).collect();
+    assert_eq!(words[..4], [-297513234, -1629207314, 1156506697, 1146023492]);
+    assert_eq!(words[124..], [1146023492, -465244444, -287028754, 1324237982]);
+    assert_eq!((words.iter().sum::<i64>(), weighted(&words)), (37980111293, 2471860480964));
+}
+
+#[test]
 fn six_codes_are_legal_and_other_patterns_are_filled_up_or_cut() {
     let bits = |text: &str| -> [bool; 4] { std::array::from_fn(|i| text.as_bytes()[i] == b'1') };
     let legal =

@@ -2,8 +2,10 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use prune_core::{Bitmask, Result, SparseMatrix};
 
 use crate::operator::{
-    LinearOperator, check_matrices, check_vectors, for_row_panels, for_rows, rows_per_task,
+    LinearOperator, by_column, check_matrices, check_vectors, for_row_panels, for_rows,
+    rows_per_task,
 };
+use crate::pages::Pages;
 use crate::simd::{Job, KernelPath, Selected, Simd};
 use crate::storage::Storage;
 use crate::tiles::{ByTile, ElementRows, WideTiles, add, add_scaled};
@@ -33,16 +35,20 @@ pub struct BitmaskKernel<T> {
     bitmask: Vec<u8>,
     row_offsets: Vec<usize>,
     /// With seven zeros behind the last, so that eight can be loaded at each.
-    data: Vec<T>,
+    data: Pages<T>,
     selected: Selected,
 }
+
+/// Right-hand sides up to which one after the other is faster.
+const FEW: usize = 8;
 
 impl<T: Storage> From<Bitmask<T>> for BitmaskKernel<T> {
     fn from(matrix: Bitmask<T>) -> Self {
         let (rows, cols, nbytes) = (matrix.rows(), matrix.cols(), matrix.nbytes());
         let (bitmask, row_offsets, mut data) = matrix.into_parts();
         data.extend([T::zero(); 8]);
-        Self { rows, cols, nbytes, bitmask, row_offsets, data, selected: Selected::best() }
+        let (data, selected) = (data.into(), Selected::best());
+        Self { rows, cols, nbytes, bitmask, row_offsets, data, selected }
     }
 }
 
@@ -85,7 +91,7 @@ impl<T: Storage> LinearOperator for BitmaskKernel<T> {
         check_vectors(self, x, y)?;
         let mut padded = x.to_vec();
         padded.resize(x.len().next_multiple_of(8), 0.0);
-        for_rows(y, rows_per_task(self, 1), |first, y| {
+        for_rows(y, rows_per_task(self, 1, 1), |first, y| {
             self.selected.run(Expand { matrix: self, first, x: &padded, y });
         });
         Ok(())
@@ -93,8 +99,12 @@ impl<T: Storage> LinearOperator for BitmaskKernel<T> {
 
     fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
         check_matrices(self, &x, &y)?;
+        if y.ncols() <= FEW {
+            return by_column(self, x, y);
+        }
         let tiles = WideTiles::new(x);
-        for_row_panels(y, rows_per_task(self, 1), |first, y| {
+        let rows = rows_per_task(self, 1, y.ncols());
+        for_row_panels(y, rows, |first, y| {
             self.selected.run(ByTile { matrix: self, first, tiles: &tiles, y });
         });
         Ok(())

@@ -4,6 +4,7 @@ use prune_core::{Bsr, Result, SparseMatrix};
 use crate::operator::{
     LinearOperator, check_matrices, check_vectors, for_row_panels, for_rows, rows_per_task,
 };
+use crate::pages::Pages;
 use crate::simd::{Job, KernelPath, Selected, Simd};
 use crate::slabs::{SlabRows, SlabTile, SlabVector};
 use crate::storage::Storage;
@@ -45,11 +46,11 @@ pub struct BsrKernel<T> {
 enum Blocks<T> {
     /// For each block row, for each sixteen rows of it: the columns of its blocks, one after the
     /// other.
-    Sixteen(Vec<[T; 16]>),
+    Sixteen(Pages<[T; 16]>),
     /// The same for each eight rows.
-    Eight(Vec<[T; 8]>),
+    Eight(Pages<[T; 8]>),
     /// As in [`Bsr`].
-    RowMajor(Vec<T>),
+    RowMajor(Pages<T>),
 }
 
 impl<T: Storage> From<Bsr<T>> for BsrKernel<T> {
@@ -58,11 +59,11 @@ impl<T: Storage> From<Bsr<T>> for BsrKernel<T> {
         let (height, width) = bsr.block_shape();
         let (indptr, indices, data) = bsr.into_parts();
         let blocks = if height.is_multiple_of(16) {
-            Blocks::Sixteen(slabs(&indptr, &data))
+            Blocks::Sixteen(slabs(&indptr, &data).into())
         } else if height.is_multiple_of(8) {
-            Blocks::Eight(slabs(&indptr, &data))
+            Blocks::Eight(slabs(&indptr, &data).into())
         } else {
-            Blocks::RowMajor(data.into_iter().collect())
+            Blocks::RowMajor(data.into_iter().collect::<Vec<T>>().into())
         };
         let selected = Selected::best();
         Self { rows, cols, nbytes, height, width, indptr, indices, blocks, selected }
@@ -119,7 +120,7 @@ impl<T: Storage> LinearOperator for BsrKernel<T> {
 
     fn matvec_into(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
         check_vectors(self, x, y)?;
-        for_rows(y, rows_per_task(self, self.height), |first, y| match &self.blocks {
+        for_rows(y, rows_per_task(self, self.height, 1), |first, y| match &self.blocks {
             Blocks::Sixteen(data) => {
                 self.selected.run(SlabVector { rows: self.slab_rows(data), first, x, y });
             }
@@ -135,7 +136,7 @@ impl<T: Storage> LinearOperator for BsrKernel<T> {
 
     fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
         check_matrices(self, &x, &y)?;
-        let rows = rows_per_task(self, self.height);
+        let rows = rows_per_task(self, self.height, y.ncols());
         match &self.blocks {
             Blocks::Sixteen(data) => {
                 let tiles = NarrowTiles::new(x, self.selected.columns());

@@ -1,19 +1,20 @@
 use std::borrow::Cow;
 
 use gemm::{Parallelism, gemm};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use prune_core::{Error, Result};
 
 use crate::operator::{
     LinearOperator, check_matrices, check_vectors, for_row_panels, for_rows, rows_per_task,
 };
+use crate::pages::Pages;
 use crate::simd::{Job, KernelPath, Selected, Simd};
 use crate::storage::Storage;
 use crate::tiles::columns;
 
 /// A dense matrix: what the other formats are measured against, and the layers that stay dense.
 ///
-/// For up to eight right-hand sides the weights are read once, as they lie; more go through the
+/// For up to four right-hand sides the weights are read once, as they lie; more go through the
 /// crate `gemm`, a panel of rows a task, half-precision weights through an f32 copy of the panel.
 /// `gemm` chooses its own instructions: [`DenseKernel::with_path`] is for few right-hand sides.
 ///
@@ -30,14 +31,14 @@ use crate::tiles::columns;
 pub struct DenseKernel<T> {
     rows: usize,
     cols: usize,
-    data: Vec<T>,
+    data: Pages<T>,
     selected: Selected,
 }
 
 /// Right-hand sides up to which the weights are multiplied as they lie.
-const FEW: usize = 8;
+const FEW: usize = 4;
 
-/// Right-hand sides in registers at once.
+/// Rows that share what they load of a vector, which may not fit the first cache.
 const TOGETHER: usize = 4;
 
 /// Rows for a task of `gemm`, which packs the right-hand side for each.
@@ -59,7 +60,7 @@ impl<T: Storage> DenseKernel<T> {
             let value = data[index].to_string();
             return Err(Error::NotFinite { what: "dense matrix".to_string(), index, value });
         }
-        Ok(Self { rows, cols, data, selected: Selected::best() })
+        Ok(Self { rows, cols, data: data.into(), selected: Selected::best() })
     }
 
     /// The same matrix on another path.
@@ -94,7 +95,7 @@ impl<T: Storage> LinearOperator for DenseKernel<T> {
 
     fn matvec_into(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
         check_vectors(self, x, y)?;
-        for_rows(y, rows_per_task(self, 1), |first, y| {
+        for_rows(y, rows_per_task(self, 1, 1), |first, y| {
             let data = self.row_data(first, y.len());
             self.selected.run(Vector { data, x, y });
         });
@@ -106,13 +107,10 @@ impl<T: Storage> LinearOperator for DenseKernel<T> {
         let k = x.ncols();
         if k <= FEW {
             let x = columns(x, self.cols);
-            for_row_panels(y, rows_per_task(self, 2), |first, mut y| {
+            let rows = rows_per_task(self, 2, k);
+            for_row_panels(y, rows, |first, y| {
                 let data = self.row_data(first, y.nrows());
-                for c in (0..k).step_by(TOGETHER) {
-                    let y = y.slice_mut(s![.., c..k.min(c + TOGETHER)]);
-                    let x = &x[c * self.cols..];
-                    self.selected.run(Few { data, cols: self.cols, x, y });
-                }
+                self.selected.run(Few { data, cols: self.cols, x: &x, y });
             });
             return Ok(());
         }
@@ -133,40 +131,62 @@ impl<T: Storage> Job for Vector<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (x, last_x) = self.x.as_chunks::<8>();
-        let (x4, x1) = x.as_chunks::<4>();
         if self.x.is_empty() {
             return self.y.fill(0.0);
         }
-        for (y, w) in self.y.iter_mut().zip(self.data.chunks_exact(self.x.len())) {
-            let (w, last_w) = w.as_chunks::<8>();
-            let (w4, w1) = w.as_chunks::<4>();
-            let mut sums = [simd.splat(0.0); 4];
-            for (w, x) in w4.iter().zip(x4) {
-                for p in 0..4 {
-                    sums[p] = simd.mul_add(T::eight(simd, &w[p]), simd.load(&x[p]), sums[p]);
-                }
-            }
-            for (w, x) in w1.iter().zip(x1) {
-                sums[0] = simd.mul_add(T::eight(simd, w), simd.load(x), sums[0]);
-            }
-            let mut last = 0.0;
-            for (w, x) in last_w.iter().zip(last_x) {
-                last += w.one() * x;
-            }
-            let sums = simd.add(simd.add(sums[0], sums[1]), simd.add(sums[2], sums[3]));
-            *y = simd.sum(sums) + last;
+        let (y4, y1) = self.y.as_chunks_mut::<TOGETHER>();
+        let mut data = self.data.chunks_exact(self.x.len());
+        for y in y4 {
+            let rows = std::array::from_fn(|_| data.next().unwrap_or_default());
+            *y = dot(simd, rows, self.x);
+        }
+        for (y, row) in y1.iter_mut().zip(data) {
+            [*y] = dot(simd, [row], self.x);
         }
     }
+}
+
+/// Products of `R` rows with `x`, of one length. Each has two sums, so that a row's does not depend
+/// on how many there are.
+#[inline(always)]
+fn dot<S: Simd, T: Storage, const R: usize>(simd: S, rows: [&[T]; R], x: &[f32]) -> [f32; R] {
+    let (eights, last_x) = x.as_chunks::<8>();
+    let (pairs, ones) = eights.as_chunks::<2>();
+    let mut of_rows: [&[[[T; 8]; 2]]; R] = [&[]; R];
+    for r in 0..R {
+        of_rows[r] = &rows[r].as_chunks::<8>().0.as_chunks::<2>().0[..pairs.len()];
+    }
+    let mut sums = [[simd.splat(0.0); 2]; R];
+    for (i, x) in pairs.iter().enumerate() {
+        for p in 0..2 {
+            let x = simd.load(&x[p]);
+            for r in 0..R {
+                sums[r][p] = simd.mul_add(T::eight(simd, &of_rows[r][i][p]), x, sums[r][p]);
+            }
+        }
+    }
+    let mut out = [0.0; R];
+    for r in 0..R {
+        let (eights, last) = rows[r].as_chunks::<8>();
+        for (w, x) in eights[2 * pairs.len()..].iter().zip(ones) {
+            sums[r][0] = simd.mul_add(T::eight(simd, w), simd.load(x), sums[r][0]);
+        }
+        let mut rest = 0.0;
+        for (w, x) in last.iter().zip(last_x) {
+            rest += w.one() * x;
+        }
+        out[r] = simd.sum(simd.add(sums[r][0], sums[r][1])) + rest;
+    }
+    out
 }
 
 struct Few<'a, T> {
     /// As many rows of `cols` as `y` has.
     data: &'a [T],
     cols: usize,
-    /// As many columns as `y` has, one after the other, and perhaps more.
+    /// As many columns as `y` has, one after the other.
     x: &'a [f32],
-    /// At most [`TOGETHER`] columns.
+    /// At most [`FEW`] columns.
     y: ArrayViewMut2<'a, f32>,
 }
 
@@ -176,10 +196,11 @@ impl<T: Storage> Job for Few<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         match self.y.ncols() {
+            0 => {}
             1 => self.columns::<S, 1>(simd),
             2 => self.columns::<S, 2>(simd),
             3 => self.columns::<S, 3>(simd),
-            _ => self.columns::<S, TOGETHER>(simd),
+            _ => self.columns::<S, FEW>(simd),
         }
     }
 }
@@ -198,17 +219,19 @@ impl<T: Storage> Few<'_, T> {
 
     #[inline(always)]
     fn rows<S: Simd, const N: usize, const R: usize>(&mut self, simd: S, row: usize) {
-        let cols = self.cols;
+        let (cols, eights) = (self.cols, self.cols / 8);
         let mut w: [&[[T; 8]]; R] = [&[]; R];
         let mut x: [&[[f32; 8]]; N] = [&[]; N];
         for r in 0..R {
             w[r] = self.data[(row + r) * cols..][..cols].as_chunks().0;
+            w[r] = &w[r][..eights];
         }
         for j in 0..N {
             x[j] = self.x[j * cols..][..cols].as_chunks().0;
+            x[j] = &x[j][..eights];
         }
         let mut sums = [[simd.splat(0.0); N]; R];
-        for i in 0..cols / 8 {
+        for i in 0..eights {
             for r in 0..R {
                 let w = T::eight(simd, &w[r][i]);
                 for j in 0..N {
@@ -219,7 +242,7 @@ impl<T: Storage> Few<'_, T> {
         for r in 0..R {
             for j in 0..N {
                 let mut last = 0.0;
-                for i in cols / 8 * 8..cols {
+                for i in 8 * eights..cols {
                     last += self.data[(row + r) * cols + i].one() * self.x[j * cols + i];
                 }
                 self.y[[row + r, j]] = simd.sum(sums[r][j]) + last;

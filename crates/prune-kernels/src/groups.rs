@@ -1,4 +1,7 @@
+mod row_scales;
+
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
 use prune_core::{Error, Granularity, QuantizedMatrix, Result, ZeroPoint, pack_dense};
@@ -6,11 +9,13 @@ use prune_core::{Error, Granularity, QuantizedMatrix, Result, ZeroPoint, pack_de
 use crate::activations::{Activations, Q8Block, ToBlocks};
 use crate::dense::multiply_panels;
 use crate::operator::{
-    LinearOperator, check_matrices, check_vectors, for_row_panels, rows_per_task,
+    LinearOperator, TILE, check_matrices, check_vectors, for_row_panels, rows_per_task,
 };
+use crate::pages::Pages;
 use crate::simd::{Job, KernelPath, Selected, Simd};
 use crate::storage::Storage;
 use crate::tiles::columns;
+use row_scales::RowScales;
 
 /// Codes of 4 or 8 bits with a scale, and perhaps a zero point, for each group of columns: what
 /// RTN, GPTQ, AWQ and HQQ make, multiplied as it is packed.
@@ -47,8 +52,9 @@ pub struct GroupKernel<T> {
     cols: usize,
     bits: usize,
     group: usize,
-    /// Rows padded with zeros to whole units.
-    units: Vec<[u32; 8]>,
+    /// Rows padded with zeros to whole units, in tiles of columns: all rows of the first tile, of the
+    /// second, and so on.
+    units: Pages<[u32; 8]>,
     /// Groups in a row.
     groups: usize,
     scales: Vec<T>,
@@ -123,27 +129,36 @@ impl<T: Storage> GroupKernel<T> {
                 return invalid(field, format!("found {bad}, expected finite numbers"));
             }
         }
-        let row_units = row_words.div_ceil(8);
-        let mut units = vec![[0u32; 8]; rows * row_units];
-        if row_words > 0 {
-            for (to, from) in units.chunks_exact_mut(row_units).zip(words.chunks_exact(row_words)) {
-                to.as_flattened_mut()[..row_words].copy_from_slice(from);
-            }
-        }
-        Ok(Self {
+        let mut kernel = Self {
             rows,
             cols,
             bits,
             // One group a row is as good as one of whole units.
             group: if group < cols { group } else { cols.next_multiple_of(64).max(64) },
-            units,
+            units: Vec::new().into(),
             groups,
             scales,
             zeros,
             input: None,
             activations: Activations::F32,
             selected: Selected::best(),
-        })
+        };
+        let (padded, tile) = (kernel.padded_cols() / kernel.unit(), kernel.tile());
+        let mut units = Vec::with_capacity(rows * padded);
+        for first in (0..padded).step_by(tile) {
+            let last = padded.min(first + tile);
+            for r in 0..rows {
+                let row = &words[r * row_words..(r + 1) * row_words];
+                for u in first..last {
+                    let mut unit = [0; 8];
+                    let of_unit = &row[8 * u..row_words.min(8 * u + 8)];
+                    unit[..of_unit.len()].copy_from_slice(of_unit);
+                    units.push(unit);
+                }
+            }
+        }
+        kernel.units = units.into();
+        Ok(kernel)
     }
 
     /// The same matrix with another treatment of the right-hand side.
@@ -169,23 +184,16 @@ impl<T: Storage> GroupKernel<T> {
         self.cols.next_multiple_of(self.unit())
     }
 
-    #[inline(always)]
-    fn row_units(&self, row: usize) -> &[[u32; 8]] {
-        let units = self.padded_cols() / self.unit();
-        &self.units[row * units..(row + 1) * units]
+    /// Units of a tile, but for the last one of a row.
+    fn tile(&self) -> usize {
+        self.span() * (TILE / (self.span() * self.unit())).max(1)
     }
 
+    /// Units of a row in the tile that begins with unit `first`.
     #[inline(always)]
-    fn scale(&self, row: usize, group: usize) -> f32 {
-        self.scales[row * self.groups + group].one()
-    }
-
-    #[inline(always)]
-    fn zero(&self, row: usize, group: usize) -> f32 {
-        match &self.zeros {
-            Some(zeros) => zeros[row * self.groups + group].one(),
-            None => (1u32 << (self.bits - 1)) as f32,
-        }
+    fn row_units(&self, row: usize, first: usize) -> &[[u32; 8]] {
+        let width = self.tile().min(self.padded_cols() / self.unit() - first);
+        &self.units[self.rows * first + row * width..][..width]
     }
 
     /// Units from one possible change of the scale to the next.
@@ -193,20 +201,8 @@ impl<T: Storage> GroupKernel<T> {
         if self.group.is_multiple_of(self.unit()) { self.group / self.unit() } else { 1 }
     }
 
-    /// Scales and zero points of the two halves of the units of a span.
-    #[inline(always)]
-    fn halves(&self, row: usize, span: usize) -> [(f32, f32); 2] {
-        let last = self.groups - 1;
-        let first = span * self.span() * self.unit();
-        let of = |column: usize| {
-            let group = (column / self.group).min(last);
-            (self.scale(row, group), self.zero(row, group))
-        };
-        if self.group.is_multiple_of(self.unit()) {
-            let same = of(first);
-            return [same, same];
-        }
-        [of(first), of(first + self.unit() / 2)]
+    fn spans(&self) -> usize {
+        self.padded_cols().div_ceil(self.span() * self.unit())
     }
 
     fn write(&self, x: &[f32], vectors: usize, mut y: ArrayViewMut2<'_, f32>) {
@@ -216,7 +212,8 @@ impl<T: Storage> GroupKernel<T> {
         for (i, inputs) in inputs.chunks(TOGETHER).enumerate() {
             let first = i * TOGETHER;
             let y = y.slice_mut(s![.., first..first + inputs.len()]);
-            for_row_panels(y, rows_per_task(self, 1), |first, y| {
+            let rows = rows_per_task(self, 1, y.ncols());
+            for_row_panels(y, rows, |first, y| {
                 self.selected.run(Rows { matrix: self, first, inputs, y });
             });
         }
@@ -348,7 +345,8 @@ impl<T: Storage> LinearOperator for GroupKernel<T> {
             }
         };
         if self.activations == Activations::F32 && x.ncols() >= MANY {
-            multiply_panels(x, y, rows_per_task(self, 1), |first, rows| {
+            let rows = rows_per_task(self, 1, y.ncols());
+            multiply_panels(x, y, rows, |first, rows| {
                 let mut w = vec![0.0; rows * self.cols];
                 if self.cols > 0 {
                     for (r, w) in w.chunks_exact_mut(self.cols).enumerate() {
@@ -373,8 +371,12 @@ enum Input {
         /// For each span, the sum of what each word meets.
         sums: Vec<[f32; 8]>,
     },
-    /// Two blocks of 32 a unit for 4 bits, one for 8.
-    Integer(Vec<Unit>),
+    Integer {
+        /// Two blocks of 32 a unit for 4 bits, one for 8.
+        units: Vec<Unit>,
+        /// For each span, the sum of what each word meets.
+        sums: Vec<[f32; 8]>,
+    },
 }
 
 /// A unit of a right-hand side in 8 bits.
@@ -414,10 +416,16 @@ impl Input {
         }
         let precision = matrix.activations;
         let blocks = matrix.selected.run(ToBlocks { x, precision });
-        if bits == 8 {
-            return Self::Integer(blocks.into_iter().map(Unit::of_bytes).collect());
-        }
-        Self::Integer(blocks.as_chunks::<2>().0.iter().map(Unit::of_nibbles).collect())
+        let units: Vec<Unit> = match bits {
+            8 => blocks.into_iter().map(Unit::of_bytes).collect(),
+            _ => blocks.as_chunks::<2>().0.iter().map(Unit::of_nibbles).collect(),
+        };
+        let of_span = |units: &[Unit]| {
+            let of_word = |w: usize| units.iter().map(|u| u.scales[w] * u.sums[w]).sum();
+            std::array::from_fn(of_word)
+        };
+        let sums = units.chunks(matrix.span()).map(of_span).collect();
+        Self::Integer { units, sums }
     }
 }
 
@@ -449,137 +457,195 @@ impl<T: Storage> Job for Rows<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
+        // Of one right-hand side, rows one after the other: memory is read in one stream. Two rows
+        // share what they load of two; with more there are no registers.
         match self.inputs.len() {
-            1 => self.columns::<S, 1>(simd),
-            2 => self.columns::<S, 2>(simd),
-            3 => self.columns::<S, 3>(simd),
-            _ => self.columns::<S, TOGETHER>(simd),
+            1 => self.columns::<S, 1, 1>(simd),
+            2 => self.columns::<S, 2, 2>(simd),
+            3 => self.columns::<S, 3, 1>(simd),
+            _ => self.columns::<S, TOGETHER, 1>(simd),
         }
     }
 }
 
 impl<T: Storage> Rows<'_, T> {
     #[inline(always)]
-    fn columns<S: Simd, const N: usize>(&mut self, simd: S) {
-        let mut x: [&[[f32; 8]]; N] = [&[]; N];
-        let mut sums: [&[[f32; 8]]; N] = [&[]; N];
-        let mut units: [&[Unit]; N] = [&[]; N];
-        for j in 0..N {
-            match &self.inputs[j] {
-                Input::Float { x: of, sums: their } => (x[j], sums[j]) = (of, their),
-                Input::Integer(of) => units[j] = of,
+    fn columns<S: Simd, const N: usize, const R: usize>(mut self, simd: S) {
+        self.y.fill(0.0);
+        let rows = self.y.nrows();
+        let (spans, tile) = (self.matrix.spans(), self.matrix.tile() / self.matrix.span());
+        let mut scales: [RowScales; R] = std::array::from_fn(|_| RowScales::new(self.matrix));
+        for first in (0..spans).step_by(tile) {
+            let spans = first..spans.min(first + tile);
+            for r in (0..rows / R * R).step_by(R) {
+                self.rows::<S, N, R>(simd, r, spans.clone(), &mut scales);
             }
-        }
-        let integer = matches!(self.inputs[0], Input::Integer(_));
-        for r in 0..self.y.nrows() {
-            let row = self.first + r;
-            let totals = match (integer, self.matrix.bits) {
-                (true, 4) => self.integer::<S, N, 4>(simd, row, units),
-                (true, _) => self.integer::<S, N, 8>(simd, row, units),
-                (false, 4) => self.float::<S, N, 4, 8>(simd, row, x, sums),
-                (false, _) => self.float::<S, N, 8, 4>(simd, row, x, sums),
-            };
-            for j in 0..N {
-                self.y[[r, j]] = simd.sum(totals[j]);
+            if let Some(scales) = scales.first_chunk_mut::<1>() {
+                for r in rows / R * R..rows {
+                    self.rows::<S, N, 1>(simd, r, spans.clone(), scales);
+                }
             }
         }
     }
 
     #[inline(always)]
-    fn float<S: Simd, const N: usize, const BITS: usize, const IN_WORD: usize>(
+    fn rows<S: Simd, const N: usize, const R: usize>(
+        &mut self,
+        simd: S,
+        r: usize,
+        spans: Range<usize>,
+        scales: &mut [RowScales; R],
+    ) {
+        for i in 0..R {
+            scales[i].fill(simd, self.matrix, self.first + r + i, &spans);
+        }
+        let totals = match (&self.inputs[0], self.matrix.bits) {
+            (Input::Float { .. }, 4) => self.float::<S, N, R, 4, 8>(simd, r, spans, scales),
+            (Input::Float { .. }, _) => self.float::<S, N, R, 8, 4>(simd, r, spans, scales),
+            (Input::Integer { .. }, 4) => self.integer::<S, N, R, 4>(simd, r, spans, scales),
+            (Input::Integer { .. }, _) => self.integer::<S, N, R, 8>(simd, r, spans, scales),
+        };
+        for i in 0..R {
+            for j in 0..N {
+                self.y[[r + i, j]] += simd.sum(totals[i][j]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn float<S: Simd, const N: usize, const R: usize, const BITS: usize, const IN_WORD: usize>(
         &self,
         simd: S,
-        row: usize,
-        x: [&[[f32; 8]]; N],
-        sums: [&[[f32; 8]]; N],
-    ) -> [S::F; N] {
+        r: usize,
+        spans: Range<usize>,
+        scales: &[RowScales; R],
+    ) -> [[S::F; N]; R] {
         let zero = simd.splat(0.0);
-        let mut totals = [zero; N];
         let span = self.matrix.span();
         let top = simd.splat_i32((32 - BITS) as i32);
-        for (i, units) in self.matrix.row_units(row).chunks(span).enumerate() {
-            let (mut even, mut odd) = ([zero; N], [zero; N]);
-            for (u, words) in units.iter().enumerate() {
-                let words = simd.load_u32(words);
-                let first = (i * span + u) * IN_WORD;
-                let mut of = [&[[0.0; 8]; IN_WORD]; N];
-                for j in 0..N {
-                    if let Some(x) = x[j][first..].first_chunk::<IN_WORD>() {
-                        of[j] = x;
-                    }
+        let mut x: [&[[[f32; 8]; IN_WORD]]; N] = [&[]; N];
+        let mut sums: [&[[f32; 8]]; N] = [&[]; N];
+        for j in 0..N {
+            if let Input::Float { x: of, sums: their } = &self.inputs[j] {
+                (x[j], sums[j]) = (of.as_chunks().0, their);
+            }
+        }
+        let mut units: [&[[u32; 8]]; R] = [&[]; R];
+        for i in 0..R {
+            units[i] = self.matrix.row_units(self.first + r + i, spans.start * span);
+        }
+        let mut totals = [[zero; N]; R];
+        let count = units[0].len();
+        let before = spans.start * span;
+        for g in spans {
+            let first = g * span - before;
+            // Even and odd places apart, so that a multiplication seldom waits for another.
+            let (mut even, mut odd) = ([[zero; N]; R], [[zero; N]; R]);
+            for u in first..count.min(first + span) {
+                let mut words = [simd.splat_i32(0); R];
+                for i in 0..R {
+                    words[i] = simd.load_u32(&units[i][u]);
                 }
                 for place in 0..IN_WORD {
-                    let code = if place + 1 == IN_WORD {
-                        simd.shift_right_each(words, top)
-                    } else {
-                        let mask = ((1u32 << BITS) - 1) << (place * BITS);
-                        simd.and_i32(words, simd.splat_i32(mask as i32))
-                    };
-                    let code = simd.to_f32(code);
-                    for j in 0..N {
-                        let x = simd.load(&of[j][place]);
-                        if place % 2 == 0 {
-                            even[j] = simd.mul_add(code, x, even[j]);
+                    let mut codes = [zero; R];
+                    for i in 0..R {
+                        let code = if place + 1 == IN_WORD {
+                            simd.shift_right_each(words[i], top)
                         } else {
-                            odd[j] = simd.mul_add(code, x, odd[j]);
+                            let mask = ((1u32 << BITS) - 1) << (place * BITS);
+                            simd.and_i32(words[i], simd.splat_i32(mask as i32))
+                        };
+                        codes[i] = simd.to_f32(code);
+                    }
+                    for j in 0..N {
+                        let x = simd.load(&x[j][before + u][place]);
+                        for i in 0..R {
+                            let sum = if place % 2 == 0 { &mut even } else { &mut odd };
+                            sum[i][j] = simd.mul_add(codes[i], x, sum[i][j]);
                         }
                     }
                 }
             }
-            let [(low, low_zero), (high, high_zero)] = self.matrix.halves(row, i);
-            let scale = simd.halves(low, high);
-            let minus_zero = simd.halves(-low_zero, -high_zero);
-            for j in 0..N {
-                let products = simd.add(even[j], odd[j]);
-                let shifted = simd.mul_add(minus_zero, simd.load(&sums[j][i]), products);
-                totals[j] = simd.mul_add(scale, shifted, totals[j]);
+            for i in 0..R {
+                let (scale, minus_zero) = scales[i].of_span(simd, g);
+                for j in 0..N {
+                    let products = simd.add(even[i][j], odd[i][j]);
+                    let shifted = simd.mul_add(minus_zero, simd.load(&sums[j][g]), products);
+                    totals[i][j] = simd.mul_add(scale, shifted, totals[i][j]);
+                }
             }
         }
         totals
     }
 
     #[inline(always)]
-    fn integer<S: Simd, const N: usize, const BITS: usize>(
+    fn integer<S: Simd, const N: usize, const R: usize, const BITS: usize>(
         &self,
         simd: S,
-        row: usize,
-        x: [&[Unit]; N],
-    ) -> [S::F; N] {
-        let mut totals = [simd.splat(0.0); N];
+        r: usize,
+        spans: Range<usize>,
+        scales: &[RowScales; R],
+    ) -> [[S::F; N]; R] {
+        let zero = simd.splat(0.0);
         let span = self.matrix.span();
-        let (low_bits, sign) = (simd.splat_u8(15), simd.splat_u8(0x80));
-        for (i, units) in self.matrix.row_units(row).chunks(span).enumerate() {
-            let [(low, low_zero), (high, high_zero)] = self.matrix.halves(row, i);
-            let scale = simd.halves(low, high);
-            // Bytes are multiplied as signed ones, 128 below the codes.
-            let offset = if BITS == 8 { 128.0 } else { 0.0 };
-            let minus_zero = simd.halves(offset - low_zero, offset - high_zero);
-            for (u, words) in units.iter().enumerate() {
-                let codes = simd.bytes(simd.load_u32(words));
+        let mut x: [&[Unit]; N] = [&[]; N];
+        let mut sums: [&[[f32; 8]]; N] = [&[]; N];
+        for j in 0..N {
+            if let Input::Integer { units, sums: their } = &self.inputs[j] {
+                (x[j], sums[j]) = (units, their);
+            }
+        }
+        let mut units: [&[[u32; 8]]; R] = [&[]; R];
+        for i in 0..R {
+            units[i] = self.matrix.row_units(self.first + r + i, spans.start * span);
+        }
+        // Bytes are multiplied as signed ones, 128 below the codes.
+        let offset = simd.splat(if BITS == 8 { 128.0 } else { 0.0 });
+        let mut totals = [[zero; N]; R];
+        let count = units[0].len();
+        let before = spans.start * span;
+        for g in spans {
+            let first = g * span - before;
+            let mut of_span = [[zero; N]; R];
+            for u in first..count.min(first + span) {
+                for i in 0..R {
+                    let codes = simd.bytes(simd.load_u32(&units[i][u]));
+                    for j in 0..N {
+                        let x = &x[j][before + u];
+                        let products = simd.to_f32(products::<S, BITS>(simd, codes, x));
+                        of_span[i][j] = simd.mul_add(products, simd.load(&x.scales), of_span[i][j]);
+                    }
+                }
+            }
+            for i in 0..R {
+                let (scale, minus_zero) = scales[i].of_span(simd, g);
+                let minus_zero = simd.add(minus_zero, offset);
                 for j in 0..N {
-                    let x = &x[j][i * span + u];
-                    let pairs = if BITS == 8 {
-                        simd.pairs_i8(simd.xor(codes, sign), simd.load_i8(&x.codes[0]))
-                    } else {
-                        let even = simd.and(codes, low_bits);
-                        let odd = simd.shift_right::<4>(codes);
-                        simd.add_i16(
-                            simd.pairs_u7(even, simd.load_i8(&x.codes[0])),
-                            simd.pairs_u7(odd, simd.load_i8(&x.codes[1])),
-                        )
-                    };
-                    let products = simd.pairs_i16(pairs, simd.halves_i16(1, 1));
-                    // Exact for whole zero points: all of it is below 2^24.
-                    let sums = simd.load(&x.sums);
-                    let shifted = simd.mul_add(minus_zero, sums, simd.to_f32(products));
-                    let scale = simd.mul(scale, simd.load(&x.scales));
-                    totals[j] = simd.mul_add(shifted, scale, totals[j]);
+                    let sums = simd.load(&sums[j][g]);
+                    let shifted = simd.mul_add(minus_zero, sums, of_span[i][j]);
+                    totals[i][j] = simd.mul_add(scale, shifted, totals[i][j]);
                 }
             }
         }
         totals
     }
+}
+
+/// For each word, the sum of its codes times what they meet; of 8 bits, codes less 128.
+#[inline(always)]
+fn products<S: Simd, const BITS: usize>(simd: S, codes: S::B, x: &Unit) -> S::I {
+    let pairs = if BITS == 8 {
+        simd.pairs_i8(simd.xor(codes, simd.splat_u8(0x80)), simd.load_i8(&x.codes[0]))
+    } else {
+        let even = simd.and(codes, simd.splat_u8(15));
+        let odd = simd.shift_right::<4>(codes);
+        simd.add_i16(
+            simd.pairs_u7(even, simd.load_i8(&x.codes[0])),
+            simd.pairs_u7(odd, simd.load_i8(&x.codes[1])),
+        )
+    };
+    simd.pairs_i16(pairs, simd.halves_i16(1, 1))
 }
 
 struct Dequantize<'a, T> {
@@ -592,19 +658,36 @@ impl<T: Storage> Job for Dequantize<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let (bits, in_word) = (self.matrix.bits, 32 / self.matrix.bits);
-        let words = self.matrix.row_units(self.row).as_flattened();
-        let groups = self.w.chunks_mut(self.matrix.group).enumerate();
-        for (g, w) in groups {
-            let (scale, zero) = (self.matrix.scale(self.row, g), self.matrix.zero(self.row, g));
-            let words = &words[g * self.matrix.group / in_word..];
-            for (w, word) in w.chunks_mut(in_word).zip(words) {
-                for (place, w) in w.iter_mut().enumerate() {
-                    let code = word >> (place * bits) & ((1u32 << bits) - 1);
-                    *w = scale * (code as f32 - zero);
+    fn run<S: Simd>(self, simd: S) {
+        let Self { matrix, row, w } = self;
+        let mut scales = RowScales::new(matrix);
+        scales.fill(simd, matrix, row, &(0..matrix.spans()));
+        // No group ends inside of 32 columns.
+        let units = matrix.padded_cols() / matrix.unit();
+        let tiles = (0..units).step_by(matrix.tile());
+        let words = tiles.flat_map(|first| {
+            matrix.row_units(row, first).as_flattened().chunks_exact(matrix.bits)
+        });
+        for (i, (w, words)) in w.chunks_mut(32).zip(words).enumerate() {
+            let group = 32 * i / matrix.group;
+            let (scale, minus_zero) = (scales.scales[group], scales.minus_zeros[group]);
+            let mut codes = [0u8; 32];
+            if matrix.bits == 4 {
+                for (codes, word) in codes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+                    for (codes, byte) in codes.chunks_exact_mut(2).zip(word.to_le_bytes()) {
+                        (codes[0], codes[1]) = (byte & 15, byte >> 4);
+                    }
+                }
+            } else {
+                for (codes, word) in codes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+                    *codes = word.to_le_bytes();
                 }
             }
+            let mut weights = [0.0; 32];
+            for (weight, code) in weights.iter_mut().zip(codes) {
+                *weight = scale * (f32::from(code) + minus_zero);
+            }
+            w.copy_from_slice(&weights[..w.len()]);
         }
     }
 }

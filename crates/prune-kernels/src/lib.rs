@@ -57,6 +57,7 @@ mod gguf;
 mod groups;
 mod nm;
 mod operator;
+mod pages;
 mod simd;
 mod slabs;
 mod storage;

@@ -4,6 +4,7 @@ use prune_core::{Error, NmPacked, Pattern, Result, SparseMatrix};
 use crate::operator::{
     LinearOperator, check_matrices, check_vectors, for_row_panels, for_rows, rows_per_task,
 };
+use crate::pages::Pages;
 use crate::simd::{Job, KernelPath, Selected, Simd};
 use crate::storage::Storage;
 use crate::tiles::{NarrowTile, NarrowTiles};
@@ -38,9 +39,9 @@ pub struct NmKernel<T> {
     rows: usize,
     cols: usize,
     /// For each panel, for each group of four columns: first values, second values.
-    data: Vec<[[T; PANEL]; 2]>,
+    data: Pages<[[T; PANEL]; 2]>,
     /// For each panel, for each group: the places.
-    places: Vec<u32>,
+    places: Pages<u32>,
     selected: Selected,
 }
 
@@ -89,7 +90,13 @@ impl<T: Storage> TryFrom<&NmPacked<T>> for NmKernel<T> {
                 places.push(word);
             }
         }
-        Ok(Self { rows, cols, data, places, selected: Selected::best() })
+        Ok(Self {
+            rows,
+            cols,
+            data: data.into(),
+            places: places.into(),
+            selected: Selected::best(),
+        })
     }
 }
 
@@ -130,7 +137,7 @@ impl<T: Storage> LinearOperator for NmKernel<T> {
 
     fn matvec_into(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
         check_vectors(self, x, y)?;
-        for_rows(y, rows_per_task(self, PANEL), |first, y| {
+        for_rows(y, rows_per_task(self, PANEL, 1), |first, y| {
             self.selected.run(Vector { matrix: self, first, x, y });
         });
         Ok(())
@@ -139,7 +146,8 @@ impl<T: Storage> LinearOperator for NmKernel<T> {
     fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
         check_matrices(self, &x, &y)?;
         let tiles = NarrowTiles::new(x, TOGETHER);
-        for_row_panels(y, rows_per_task(self, PANEL), |first, y| {
+        let rows = rows_per_task(self, PANEL, y.ncols());
+        for_row_panels(y, rows, |first, y| {
             self.selected.run(Tile { matrix: self, first, tiles: &tiles, y });
         });
         Ok(())

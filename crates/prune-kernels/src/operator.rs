@@ -102,16 +102,39 @@ pub(crate) fn check_shape(what: &str, found: &[usize], expected: &[usize]) -> Re
     Err(Error::Shape { what: what.to_string(), found: found.to_vec(), expected: expected.to_vec() })
 }
 
-/// The least that a task reads of a matrix, so that starting it costs little beside it.
-const TASK_BYTES: usize = 64 << 10;
+/// The product a right-hand side at a time.
+pub(crate) fn by_column(
+    op: &dyn LinearOperator,
+    x: ArrayView2<'_, f32>,
+    mut y: ArrayViewMut2<'_, f32>,
+) -> Result<()> {
+    let mut product = vec![0.0; op.rows()];
+    for (x, mut y) in x.axis_iter(Axis(1)).zip(y.axis_iter_mut(Axis(1))) {
+        op.matvec_into(&x.to_vec(), &mut product)?;
+        y.iter_mut().zip(&product).for_each(|(y, v)| *y = *v);
+    }
+    Ok(())
+}
+
+/// The least that a task reads of a matrix for one right-hand side: ten microseconds or so, which is
+/// what it takes to wake a thread.
+const TASK_BYTES: usize = 256 << 10;
+
+/// Right-hand sides that take about as long as reading the matrix once.
+const COLUMNS_A_READ: usize = 8;
+
+/// Columns that a task takes for all of its rows before the next: what they meet of a right-hand side
+/// then stays in the first cache.
+pub(crate) const TILE: usize = 4096;
 
 /// The most tasks of a product: enough for the threads to end together.
 const TASKS: usize = 64;
 
-/// Rows for a task: a multiple of `unit`, by the bytes that a row takes. Never by the number of
-/// threads.
-pub(crate) fn rows_per_task(op: &dyn LinearOperator, unit: usize) -> usize {
-    let bytes = TASK_BYTES.max(op.nbytes() / TASKS);
+/// Rows for a task of a product with `columns` right-hand sides: a multiple of `unit`, by the bytes
+/// that a row takes. Never by the number of threads.
+pub(crate) fn rows_per_task(op: &dyn LinearOperator, unit: usize, columns: usize) -> usize {
+    let least = TASK_BYTES / columns.div_ceil(COLUMNS_A_READ).max(1);
+    let bytes = least.max(op.nbytes() / TASKS);
     let per_row = (op.nbytes() / op.rows().max(1)).max(1);
     bytes.div_ceil(per_row).next_multiple_of(unit)
 }

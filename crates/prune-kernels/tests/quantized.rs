@@ -301,6 +301,28 @@ proptest! {
 }
 
 #[test]
+fn rows_wider_than_a_tile_are_right() {
+    for (bits, group, cols) in [(4, 96, 8250), (4, 128, 4224), (8, 32, 8230), (8, 10_000, 4100)] {
+        let (parts, weights) = groups(5, (6, cols), bits, group, true);
+        for path in KernelPath::available() {
+            let a = GroupKernel::from_parts(parts.clone()).unwrap().with_path(path).unwrap();
+            holds(&a, weights.view(), 1e-5);
+            holds(&a.with_activations(Activations::Q8), weights.view(), 0.02);
+        }
+    }
+    let data: Vec<u8> = (0..2 * 4160 / 32)
+        .flat_map(|b| {
+            [b as u8, 0x28]
+                .into_iter()
+                .chain((0..32u8).map(move |i| i.wrapping_mul(37).wrapping_add(b as u8) >> 1))
+        })
+        .collect();
+    let a = gguf(BlockFormat::Q8_0, 4160, data);
+    let weights = a.matmul(Array2::eye(4160).view()).unwrap().mapv(f64::from);
+    holds(&a.with_activations(Activations::Q8), weights.view(), 0.02);
+}
+
+#[test]
 fn zeros_multiply_to_exact_zeros() {
     let (parts, _) = groups(1, (5, 160), 4, 32, true);
     for path in KernelPath::available() {

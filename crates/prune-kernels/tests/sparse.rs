@@ -225,6 +225,14 @@ fn larger_matrices_are_right() {
 }
 
 #[test]
+fn rows_wider_than_a_tile_are_right() {
+    dense::<f32>(8, 7, 8195);
+    dense::<bf16>(9, 5, 4099);
+    csr::<f32>(10, 9, 8200, 0.02);
+    csr::<f16>(11, 3, 4096, 0.1);
+}
+
+#[test]
 fn a_block_diagonal_has_its_blocks_on_the_diagonal() {
     let values: Array2<f32> = random(7, 6 * 16, 16, 1.0);
     let blocks = Array3::from_shape_vec((6, 16, 16), values.into_iter().collect()).unwrap();

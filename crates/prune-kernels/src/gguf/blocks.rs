@@ -123,18 +123,23 @@ pub(super) struct Small<F>(F);
 
 impl<const BYTES: usize, F: SmallBlock<BYTES>> Block<BYTES, 32> for Small<F> {
     type Input = Q8Block;
+    /// Scale and minimum.
+    type Scales = (f32, f32);
 
     fn input(selected: Selected, x: &[f32], activations: Activations) -> Vec<Q8Block> {
         selected.run(ToBlocks { x, precision: activations })
     }
 
     #[inline(always)]
-    fn weights<S: Simd>(simd: S, block: &[u8; BYTES], part: usize) -> [S::F; 4] {
-        debug_assert_eq!(part, 0);
+    fn scales<S: Simd>(simd: S, block: &[u8; BYTES]) -> (f32, f32) {
+        (F::scale(simd, block), F::minimum(simd, block))
+    }
+
+    #[inline(always)]
+    fn weights<S: Simd>(simd: S, block: &[u8; BYTES], scales: &(f32, f32), _: usize) -> [S::F; 4] {
         let codes = simd.sub_u8(F::codes(simd, block), simd.splat_u8(F::OFFSET as u8));
         let mut weights = simd.i8_to_f32(codes);
-        let (scale, minimum) =
-            (simd.splat(F::scale(simd, block)), simd.splat(F::minimum(simd, block)));
+        let (scale, minimum) = (simd.splat(scales.0), simd.splat(scales.1));
         for p in 0..4 {
             weights[p] = simd.mul_add(weights[p], scale, minimum);
         }

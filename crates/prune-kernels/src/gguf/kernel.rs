@@ -14,6 +14,7 @@ use crate::dense::multiply_panels;
 use crate::operator::{
     LinearOperator, check_matrices, check_vectors, for_row_panels, rows_per_task,
 };
+use crate::pages::Pages;
 use crate::simd::{KernelPath, Selected};
 use crate::tiles::columns;
 
@@ -39,7 +40,7 @@ pub struct GgufKernel {
     format: BlockFormat,
     rows: usize,
     cols: usize,
-    data: Vec<u8>,
+    data: Pages<u8>,
     activations: Activations,
     selected: Selected,
 }
@@ -107,7 +108,7 @@ impl GgufKernel {
             }
         }
         let (activations, selected) = (Activations::F32, Selected::best());
-        Ok(Self { format, rows, cols, data, activations, selected })
+        Ok(Self { format, rows, cols, data: data.into(), activations, selected })
     }
 
     /// The same matrix with another treatment of the right-hand side.
@@ -141,7 +142,7 @@ impl GgufKernel {
         x: &[f32],
         mut y: ArrayViewMut2<'_, f32>,
     ) {
-        let rows = rows_per_task(self, 1);
+        let rows = rows_per_task(self, 1, y.ncols());
         for first in (0..y.ncols()).step_by(TOGETHER) {
             let count = TOGETHER.min(y.ncols() - first);
             let y = y.slice_mut(s![.., first..first + count]);
@@ -209,7 +210,8 @@ impl LinearOperator for GgufKernel {
     fn matmul_into(&self, x: ArrayView2<'_, f32>, y: ArrayViewMut2<'_, f32>) -> Result<()> {
         check_matrices(self, &x, &y)?;
         if self.activations == Activations::F32 && x.ncols() >= MANY {
-            multiply_panels(x, y, rows_per_task(self, 1), |first, rows| {
+            let rows = rows_per_task(self, 1, y.ncols());
+            multiply_panels(x, y, rows, |first, rows| {
                 Cow::Owned(by_format!(self.weights(first, rows)))
             });
             return Ok(());

@@ -12,12 +12,21 @@ use crate::simd::{Job, Selected, Simd};
 pub(super) trait Block<const BYTES: usize, const ELEMENTS: usize>: Send + Sync {
     /// `ELEMENTS` elements of a right-hand side in 8 bits.
     type Input: Sync;
+    /// What turns the codes of a block into weights, unpacked.
+    type Scales;
 
     /// A right-hand side, finite, of whole blocks.
     fn input(selected: Selected, x: &[f32], activations: Activations) -> Vec<Self::Input>;
 
+    fn scales<S: Simd>(simd: S, block: &[u8; BYTES]) -> Self::Scales;
+
     /// Weights `32 part` to `32 part + 31`.
-    fn weights<S: Simd>(simd: S, block: &[u8; BYTES], part: usize) -> [S::F; 4];
+    fn weights<S: Simd>(
+        simd: S,
+        block: &[u8; BYTES],
+        scales: &Self::Scales,
+        part: usize,
+    ) -> [S::F; 4];
 
     /// `totals` and the products with each of `x`, spread over the lanes.
     fn add_products<S: Simd, const N: usize>(
@@ -155,8 +164,9 @@ impl<B: Block<BYTES, ELEMENTS>, const BYTES: usize, const ELEMENTS: usize>
         for (r, row) in rows.enumerate() {
             let (mut even, mut odd) = ([simd.splat(0.0); N], [simd.splat(0.0); N]);
             for (i, block) in row.iter().enumerate() {
+                let scales = B::scales(simd, block);
                 for part in 0..ELEMENTS / 32 {
-                    let w = B::weights(simd, block, part);
+                    let w = B::weights(simd, block, &scales, part);
                     for j in 0..N {
                         let x = &x[j][i * (ELEMENTS / 32) + part];
                         even[j] = simd.mul_add(w[0], simd.load(&x[0]), even[j]);
@@ -190,8 +200,9 @@ impl<B: Block<BYTES, ELEMENTS>, const BYTES: usize, const ELEMENTS: usize> Job
         let eights = self.w.as_chunks_mut::<8>().0;
         let parts = eights.as_chunks_mut::<4>().0.chunks_exact_mut(ELEMENTS / 32);
         for (block, parts) in self.data.as_chunks::<BYTES>().0.iter().zip(parts) {
+            let scales = B::scales(simd, block);
             for (part, to) in parts.iter_mut().enumerate() {
-                let w = B::weights(simd, block, part);
+                let w = B::weights(simd, block, &scales, part);
                 for p in 0..4 {
                     simd.store(w[p], &mut to[p]);
                 }

@@ -63,23 +63,47 @@ fn nibble<S: Simd>(simd: S, bytes: S::B, part: usize) -> S::B {
     }
 }
 
+/// Numbers below 128, in words of four.
+#[inline(always)]
+fn bytes_to_i16(words: [u32; 4]) -> [i16; 16] {
+    let mut out = [0; 16];
+    for (out, word) in out.chunks_exact_mut(4).zip(words) {
+        for (out, byte) in out.iter_mut().zip(word.to_le_bytes()) {
+            *out = i16::from(byte);
+        }
+    }
+    out
+}
+
+#[inline(always)]
+fn words(packed: &[u8; 12]) -> [u32; 3] {
+    let word = |at| u32::from_le_bytes(*field(packed, at));
+    [word(0), word(4), word(8)]
+}
+
 /// Scales and minima of six bits of Q4_K and Q5_K, each for two sixteens.
 #[inline(always)]
 fn six_bits(packed: &[u8; 12]) -> ([i16; 16], [i16; 16]) {
-    let (mut scales, mut minima) = ([0; 16], [0; 16]);
-    for j in 0..8 {
-        let (scale, minimum) = if j < 4 {
-            (packed[j] & 63, packed[j + 4] & 63)
-        } else {
-            let (low, high) = (packed[j + 4], (packed[j - 4] >> 6, packed[j] >> 6));
-            (low & 15 | high.0 << 4, low >> 4 | high.1 << 4)
-        };
-        for j in [2 * j, 2 * j + 1] {
-            scales[j] = i16::from(scale);
-            minima[j] = i16::from(minimum);
+    // The low six bits of the first eight bytes are four scales and four minima; their high two
+    // belong to the four others, whose low four are in the last bytes, scales in the low nibbles.
+    let [a, b, c] = words(packed);
+    let high = |word: u32| (word >> 6 & 0x0303_0303) << 4;
+    let scales = [a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | high(a)];
+    let minima = [b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | high(b)];
+    (twice(scales), twice(minima))
+}
+
+/// Each byte twice.
+#[inline(always)]
+fn twice(words: [u32; 2]) -> [i16; 16] {
+    let mut out = [0; 16];
+    for (out, word) in out.chunks_exact_mut(8).zip(words) {
+        for (out, byte) in out.chunks_exact_mut(2).zip(word.to_le_bytes()) {
+            out[0] = i16::from(byte);
+            out[1] = i16::from(byte);
         }
     }
-    (scales, minima)
+    out
 }
 
 impl SuperBlock<84> for Q2K {
@@ -110,12 +134,19 @@ impl SuperBlock<110> for Q3K {
 
     #[inline(always)]
     fn scales<S: Simd>(simd: S, block: &[u8; 110]) -> Scales {
-        let packed: &[u8; 12] = field(block, 96);
-        let (mut scales, mut minima) = ([0; 16], [0; 16]);
+        // Sixteen low halves of four bits, the first eight in the low nibbles; then two high bits
+        // for each, four to a byte.
+        let [a, b, c] = words(field(block, 96));
+        let high = |shift: u32| (c >> shift & 0x0303_0303) << 4;
+        let mut scales = bytes_to_i16([
+            a & 0x0f0f_0f0f | high(0),
+            b & 0x0f0f_0f0f | high(2),
+            a >> 4 & 0x0f0f_0f0f | high(4),
+            b >> 4 & 0x0f0f_0f0f | high(6),
+        ]);
+        let mut minima = [0; 16];
         for j in 0..16 {
-            let low = if j < 8 { packed[j] & 15 } else { packed[j - 8] >> 4 };
-            let high = packed[8 + j % 4] >> (2 * (j / 4)) & 3;
-            scales[j] = i16::from(low | high << 4) - 32;
+            scales[j] -= 32;
             minima[j] = 4 * scales[j];
         }
         let scale = half(simd, block, 108);
@@ -178,15 +209,20 @@ pub(super) struct Super<F>(F);
 
 impl<const BYTES: usize, F: SuperBlock<BYTES>> Block<BYTES, 256> for Super<F> {
     type Input = Q8SuperBlock;
+    type Scales = Scales;
 
     fn input(selected: Selected, x: &[f32], _: Activations) -> Vec<Q8SuperBlock> {
         selected.run(ToSuperBlocks { x })
     }
 
     #[inline(always)]
-    fn weights<S: Simd>(simd: S, block: &[u8; BYTES], part: usize) -> [S::F; 4] {
-        // Computed once: the call is inlined into the loop over the parts.
-        let Scales { scale, minimum, scales, minima } = F::scales(simd, block);
+    fn scales<S: Simd>(simd: S, block: &[u8; BYTES]) -> Scales {
+        F::scales(simd, block)
+    }
+
+    #[inline(always)]
+    fn weights<S: Simd>(simd: S, block: &[u8; BYTES], scales: &Scales, part: usize) -> [S::F; 4] {
+        let Scales { scale, minimum, scales, minima } = scales;
         let mut weights = simd.i8_to_f32(F::codes(simd, block, part));
         for p in 0..4 {
             let j = 2 * part + p / 2;
