@@ -25,7 +25,7 @@ use compress::{Variant, gguf_types};
 use model::{Cache, Model, Vocabulary};
 use ndarray::Array2;
 use prune_candle::{LlamaConfig, LlamaModel, Tokenizer};
-use prune_checkpoint::{BlockType, Checkpoint, GgufExport};
+use prune_checkpoint::{BlockType, Checkpoint, GgufExport, GgufOptions};
 use prune_core::{BlockModel, DType, LayerId, TensorInfo, TensorSource, encode_f32};
 use prune_kernels::{Activations, KernelPath};
 
