@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use prune_core::{BlockModel, Seed, TensorSource};
+use prune_core::{Seed, TensorSource};
 use prune_train::{
     Error as TrainError, Gradients, Init, Model, ParameterKind, Parameters, Tally,
     cross_entropy_in_place, with_values,
