@@ -133,7 +133,7 @@ fn owlore_holds_the_state_of_the_drawn_blocks_only() {
     let llama = LlamaModel::new(&checkpoint.config().unwrap(), &checkpoint).unwrap();
     let ids = batch().ids;
     let samples: Vec<&[u32]> = ids.chunks(33).collect();
-    let scores = outlier_scores(&llama, &checkpoint, &samples, 13.0).unwrap();
+    let scores = outlier_scores(&llama, &checkpoint, &samples, 5.0).unwrap();
     assert_eq!(scores.len(), 5);
     assert!(scores.iter().all(|s| *s > 0.0 && *s < 10.0), "{scores:?}");
     let weights = SamplingWeights::new(&scores, SamplingMode::Score).unwrap();
