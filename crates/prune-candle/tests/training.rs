@@ -115,7 +115,9 @@ fn adapters_start_as_nothing_learn_alone_and_merge() {
     let options = AdamWOptions { rate: 1e-2, ..adam() };
     let mut trainer =
         Trainer::new(&model, AdamW::new(options).unwrap(), TrainOptions::default()).unwrap();
-    (0..8).for_each(|_| assert!(trainer.step(&[batch()], 1).is_ok()));
+    for _ in 0..8 {
+        trainer.step(&[batch()], 1).unwrap();
+    }
     let after = model.evaluate(&batch()).unwrap().loss();
     assert!(after < 0.8 * before, "{before} {after}");
     model.merge_lora().unwrap();
@@ -131,7 +133,7 @@ fn owlore_holds_the_state_of_the_drawn_blocks_only() {
     let llama = LlamaModel::new(&checkpoint.config().unwrap(), &checkpoint).unwrap();
     let ids = batch().ids;
     let samples: Vec<&[u32]> = ids.chunks(33).collect();
-    let scores = outlier_scores(&llama, &checkpoint, &samples, 13.0).unwrap();
+    let scores = outlier_scores(&llama, &checkpoint, &samples, 5.0).unwrap();
     assert_eq!(scores.len(), 5);
     assert!(scores.iter().all(|s| *s > 0.0 && *s < 10.0), "{scores:?}");
     let weights = SamplingWeights::new(&scores, SamplingMode::Score).unwrap();

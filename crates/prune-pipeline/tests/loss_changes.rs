@@ -143,7 +143,8 @@ fn windows() -> TokenWindows {
 #[test]
 fn the_loss_is_that_of_an_evaluation_wherever_it_starts() {
     let directory = tempfile::tempdir().unwrap();
-    let (source, model, windows) = (checkpoint(&directory.path().join("source")), Toy::new(), windows());
+    let (source, model, windows) =
+        (checkpoint(&directory.path().join("source")), Toy::new(), windows());
     let calibration = Calibration::new(&model, &windows);
     let whole = evaluate(Weighted { model: &model, weights: &source }, &windows, None).unwrap();
     let mut loss = CalibrationLoss::new(&calibration, 40).unwrap();
@@ -170,7 +171,8 @@ fn the_loss_is_that_of_an_evaluation_wherever_it_starts() {
 #[test]
 fn blocks_that_move_the_loss_keep_more_and_the_budget_is_met() {
     let directory = tempfile::tempdir().unwrap();
-    let (source, model, windows) = (checkpoint(&directory.path().join("source")), Toy::new(), windows());
+    let (source, model, windows) =
+        (checkpoint(&directory.path().join("source")), Toy::new(), windows());
     let calibration = Calibration::new(&model, &windows);
     let total = 2 * BLOCKS * WIDTH * WIDTH;
     for (allocator, groups) in [("ecoflap", 2), ("ecoflap-layer", 2), ("ecoflap-joint", 1)] {
