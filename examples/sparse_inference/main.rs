@@ -25,7 +25,7 @@ use compress::{Variant, gguf_types};
 use model::{Cache, Model, Vocabulary};
 use ndarray::Array2;
 use prune_candle::{LlamaConfig, LlamaModel, Tokenizer};
-use prune_checkpoint::{BlockType, Checkpoint, GgufExport};
+use prune_checkpoint::{BlockType, Checkpoint, GgufExport, GgufOptions};
 use prune_core::{BlockModel, DType, LayerId, TensorInfo, TensorSource, encode_f32};
 use prune_kernels::{Activations, KernelPath};
 
@@ -80,7 +80,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     let prompt = tokenizer.encode(&args.prompt)?;
 
     if let Some(out) = &args.gguf {
-        let export = GgufExport::create(out, &source, &gguf_types(BlockType::Q4_0), true)?;
+        let options = GgufOptions { overwrite: true, ..GgufOptions::default() };
+        let export = GgufExport::create(out, &source, &gguf_types(BlockType::Q4_0), &options)?;
         for tensor in source.tensors() {
             export.write(&tensor.name, &source.read_f32(&tensor.name)?)?;
         }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::auxiliary::auxiliary_files;
 use crate::gguf::GgufSource;
 use crate::layout::INDEX;
+use crate::quantized::quantization_config;
 use crate::ranged_file::RangedFile;
 use crate::safetensors::SafetensorsSource;
 use crate::{AuxiliaryFile, Contents, Error, FileState, Result, limits};
@@ -137,6 +138,20 @@ impl Checkpoint {
         match &self.tensors {
             Tensors::Safetensors(source) => source.files(),
             Tensors::Gguf(_) => 1,
+        }
+    }
+
+    /// Whether the configuration, or a file beside it, describes a quantisation of the weights.
+    pub(crate) fn is_quantized(&self) -> Result<bool> {
+        let has_config = self.directory.as_ref().is_some_and(|d| d.join("config.json").is_file());
+        Ok(has_config && quantization_config(self)?.is_some())
+    }
+
+    /// The GGUF file, where it is one.
+    pub(crate) fn gguf(&self) -> Option<&GgufSource> {
+        match &self.tensors {
+            Tensors::Gguf(source) => Some(source),
+            Tensors::Safetensors(_) => None,
         }
     }
 

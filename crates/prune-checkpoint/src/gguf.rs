@@ -17,4 +17,4 @@ mod write;
 
 pub(crate) use source::GgufSource;
 pub use types::{BlockType, GgufType};
-pub use write::{GgufExport, GgufTensor, GgufTypes, GgufValue, GgufWriter, transcode};
+pub use write::{GgufExport, GgufOptions, GgufTensor, GgufTypes, GgufValue, GgufWriter, transcode};

@@ -32,8 +32,10 @@
 //! | a model to read, in any format | [`Checkpoint`], [`Format`] |
 //! | its configuration, tokenizer and other files | [`Checkpoint::config`], [`Checkpoint::tokenizer_json`], [`AuxiliaryFile`], [`Contents`] |
 //! | a model directory to write | [`HfWriter`], [`WriterOptions`] |
-//! | a GGUF file to write | [`GgufExport`], [`GgufTypes`], [`GgufWriter`], [`BlockType`], [`transcode`] |
-//! | a quantised model to read | [`QuantizedCheckpoint`], [`QuantizedLayer`] |
+//! | a GGUF file to write | [`GgufExport`], [`GgufTypes`], [`GgufWriter`], [`GgufOptions`], [`BlockType`], [`transcode`] |
+//! | a quantised model to read | [`QuantizedCheckpoint`], [`QuantizedLayer`], [`decode_layer`] |
+//! | either, whatever it is stored as | [`open_model`], [`ModelSource`] |
+//! | the bytes as they are stored | [`StoredTensors`] |
 //! | a quantised model to write | [`QuantizedWriter`], [`QuantFormat`], [`quant_format`], [`QUANT_FORMATS`] |
 //! | fingerprints of tensors, states of files | [`digest`], [`Hasher`], [`tensor_digest`], [`FileState`] |
 //! | a file shared by threads | [`read_exact_at`], [`write_all_at`] |
@@ -52,12 +54,14 @@ mod gguf;
 mod gptq;
 mod layout;
 mod limits;
+mod model_source;
 mod positional;
 mod quantized;
 mod ranged_file;
 mod safetensors;
 mod staging;
 mod state;
+mod stored;
 mod writer;
 
 pub use auxiliary::{AuxiliaryFile, Contents};
@@ -72,13 +76,16 @@ pub use compressed_tensors::CompressedTensors;
 pub use digest::{Hasher, digest, tensor_digest};
 pub use error::{Error, Result};
 pub use gguf::{
-    BlockType, GgufExport, GgufTensor, GgufType, GgufTypes, GgufValue, GgufWriter, transcode,
+    BlockType, GgufExport, GgufOptions, GgufTensor, GgufType, GgufTypes, GgufValue, GgufWriter,
+    transcode,
 };
 pub use gptq::GptqFormat;
+pub use model_source::{ModelSource, open_model};
 pub use positional::{read_exact_at, write_all_at};
 pub use quantized::{
     QUANT_FORMATS, QuantFormat, QuantizedCheckpoint, QuantizedLayer, QuantizedOptions,
-    QuantizedWriter, quant_format,
+    QuantizedWriter, decode_layer, quant_format,
 };
 pub use state::FileState;
+pub use stored::StoredTensors;
 pub use writer::{HfWriter, WriterOptions};

@@ -2,12 +2,15 @@
 
 mod bytes;
 mod checkpoint;
+mod decode;
 mod format;
 mod parts;
 mod writer;
 
 pub(crate) use bytes::{i32s, u32s, words_to_bytes};
 pub use checkpoint::QuantizedCheckpoint;
+pub(crate) use checkpoint::quantization_config;
+pub use decode::decode_layer;
 pub(crate) use format::check_extras;
 pub use format::{QUANT_FORMATS, QuantFormat, quant_format};
 pub use parts::QuantizedLayer;

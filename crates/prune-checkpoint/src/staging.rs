@@ -27,8 +27,36 @@ pub(crate) struct Staging {
     keep: bool,
 }
 
+/// What an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Directory,
+    File,
+}
+
 impl Staging {
     pub(crate) fn create(
+        out: &Path,
+        source: Option<&Path>,
+        overwrite: bool,
+        resume: bool,
+    ) -> Result<Staging> {
+        Self::of(Kind::Directory, out, source, overwrite, resume)
+    }
+
+    /// The same for an output that is a file, which [`Staging::commit_file`] takes out of the
+    /// directory.
+    pub(crate) fn create_file(
+        out: &Path,
+        source: Option<&Path>,
+        overwrite: bool,
+        resume: bool,
+    ) -> Result<Staging> {
+        Self::of(Kind::File, out, source, overwrite, resume)
+    }
+
+    fn of(
+        kind: Kind,
         out: &Path,
         source: Option<&Path>,
         overwrite: bool,
@@ -40,8 +68,13 @@ impl Staging {
         if let Some(source) = source {
             check_apart(&target, source)?;
         }
-        restore(&replaced, &target)?;
-        check_free(&target, overwrite)?;
+        match kind {
+            Kind::Directory => {
+                restore(&replaced, &target)?;
+                check_free(&target, overwrite)?;
+            }
+            Kind::File => check_free_file(&target, overwrite)?,
+        }
         let temporary = parent.join(hidden(name, PARTIAL));
         let lock = Some(claim(&temporary)?);
         let staging = Staging { target, temporary, replaced, overwrite, lock, keep: resume };
@@ -114,6 +147,46 @@ impl Staging {
             remove_if_there(&self.replaced)?;
         }
         Ok(())
+    }
+}
+
+impl Staging {
+    /// Gives the file called `name` the output's own name, after moving those of `beside` to
+    /// `OUTPUT.ENDING`, and removes the directory.
+    pub(crate) fn commit_file(mut self, name: &str, beside: &[(String, String)]) -> Result<()> {
+        check_free_file(&self.target, self.overwrite)?;
+        let rename = |from: &Path, to: &Path| {
+            fs::rename(from, to).map_err(|e| Error::io("rename to its final name", from, e))
+        };
+        for (name, ending) in beside {
+            rename(&self.path(name), &beside_file(&self.target, ending))?;
+        }
+        rename(&self.path(name), &self.target)?;
+        sync_directory(self.target.parent().unwrap_or(Path::new(".")))?;
+        drop(self.lock.take());
+        remove_if_there(&self.temporary)
+    }
+}
+
+/// The path of a file that belongs to the output file `out`: `model.gguf.ENDING`.
+pub(crate) fn beside_file(out: &Path, ending: &str) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".");
+    name.push(ending);
+    out.with_file_name(name)
+}
+
+/// Refuses what is at the place of an output file, unless it may be replaced.
+fn check_free_file(out: &Path, overwrite: bool) -> Result<()> {
+    match fs::symlink_metadata(out) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("open", out, e)),
+        Ok(found) if !found.is_file() => Err(Error::OutputProtected {
+            path: out.to_path_buf(),
+            reason: "it is not a regular file".to_string(),
+        }),
+        Ok(_) if overwrite => Ok(()),
+        Ok(_) => Err(Error::OutputExists { path: out.to_path_buf() }),
     }
 }
 

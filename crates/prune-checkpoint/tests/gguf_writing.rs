@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use prune_checkpoint::{
-    BlockType, Checkpoint, Error, Format, GgufExport, GgufTensor, GgufType, GgufTypes, GgufValue,
-    GgufWriter, HfWriter, WriterOptions,
+    BlockType, Checkpoint, Error, Format, GgufExport, GgufOptions, GgufTensor, GgufType, GgufTypes,
+    GgufValue, GgufWriter, HfWriter, WriterOptions,
 };
 use prune_core::{DType, QuantScheme, QuantizedMatrix, QuantizedParts, TensorInfo, TensorSource};
 use serde_json::{Value, json};
@@ -18,6 +18,10 @@ fn crc32(bytes: &[u8]) -> u32 {
         }
         crc
     })
+}
+
+fn replacing() -> GgufOptions {
+    GgufOptions { overwrite: true, ..GgufOptions::default() }
 }
 
 fn q4_0() -> GgufType {
@@ -34,7 +38,7 @@ fn a_file_matches_that_of_the_python_package() {
         ("general.alignment".to_string(), GgufValue::U32(32)),
     ];
     let tensor = GgufTensor { name: "w".to_string(), shape: vec![2, 32], kind: q4_0() };
-    let writer = GgufWriter::create(&out, metadata, vec![tensor], false).unwrap();
+    let writer = GgufWriter::create(&out, metadata, vec![tensor], &GgufOptions::default()).unwrap();
     let sine = |i: usize, j: usize| (7.0 * i as f64 + 3.0 * j as f64).sin() as f32;
     let values: Vec<f32> = (0..64).map(|k| sine(k / 32, k % 32)).collect();
     let bytes = BlockType::Q4_0.encode("w", &values).unwrap();
@@ -67,12 +71,15 @@ fn plans_that_ggml_would_refuse_are_refused() {
         (vec![tensor("w", &[2], GgufType::Plain(DType::U8))], "U8"),
         (vec![tensor("w", &[usize::MAX, 2], f32s)], "divide"),
     ] {
-        let e = GgufWriter::create(&out, Vec::new(), tensors, false).unwrap_err();
+        let e = GgufWriter::create(&out, Vec::new(), tensors, &GgufOptions::default()).unwrap_err();
         assert!(matches!(e, Error::Plan { .. }));
         assert!(e.to_string().contains(word), "{e}");
     }
     let twice = vec![("k".to_string(), GgufValue::U32(1)), ("k".to_string(), GgufValue::U32(2))];
-    assert!(matches!(GgufWriter::create(&out, twice, Vec::new(), false), Err(Error::Plan { .. })));
+    assert!(matches!(
+        GgufWriter::create(&out, twice, Vec::new(), &GgufOptions::default()),
+        Err(Error::Plan { .. })
+    ));
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
@@ -83,7 +90,12 @@ fn tensors_are_written_once_and_all() {
     let create = |overwrite| {
         let kind = GgufType::Plain(DType::F32);
         let tensors = ["a", "b"].map(|n| GgufTensor { name: n.into(), shape: vec![1], kind });
-        GgufWriter::create(&out, Vec::new(), tensors.to_vec(), overwrite)
+        GgufWriter::create(
+            &out,
+            Vec::new(),
+            tensors.to_vec(),
+            &GgufOptions { overwrite, ..GgufOptions::default() },
+        )
     };
     let writer = create(false).unwrap();
     assert!(matches!(writer.write("c", &[0; 4]), Err(Error::NotPlanned { .. })));
@@ -108,7 +120,7 @@ fn tiny_llama() -> PathBuf {
 }
 
 fn export(source: &Checkpoint, out: &Path, types: &GgufTypes) -> Result<Checkpoint, Error> {
-    let export = GgufExport::create(out, source, types, true)?;
+    let export = GgufExport::create(out, source, types, &replacing())?;
     for tensor in source.tensors() {
         export.write(&tensor.name, &source.read_f32(&tensor.name).unwrap())?;
     }
@@ -186,7 +198,9 @@ fn quantised_matrices_keep_their_codes_and_row_order() {
     let directory = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(&tiny_llama()).unwrap();
     let out = directory.path().join("tiny.gguf");
-    let export = GgufExport::create(&out, &source, &GgufTypes::uniform(q4_0()), false).unwrap();
+    let export =
+        GgufExport::create(&out, &source, &GgufTypes::uniform(q4_0()), &GgufOptions::default())
+            .unwrap();
     let name = "model.layers.0.self_attn.k_proj.weight";
     let shape = source.info(name).unwrap().shape.clone();
     let parts = QuantizedParts {
@@ -318,13 +332,18 @@ fn what_llama_cpp_has_no_word_for_is_refused() {
     ] {
         let mut config = config();
         config[field] = value;
-        let e = GgufExport::create(&out, &model(&path, &config, None, None), &f32s(), false);
+        let e = GgufExport::create(
+            &out,
+            &model(&path, &config, None, None),
+            &f32s(),
+            &GgufOptions::default(),
+        );
         let e = e.unwrap_err();
         assert!(matches!(e, Error::Field { .. }), "{e}");
         assert!(e.to_string().contains(word), "{e}");
     }
     let odd = model(&path, &config(), None, Some("model.layers.0.mlp.experts.0.weight"));
-    let e = GgufExport::create(&out, &odd, &f32s(), false).unwrap_err();
+    let e = GgufExport::create(&out, &odd, &f32s(), &GgufOptions::default()).unwrap_err();
     assert!(matches!(e, Error::Unsupported { .. }), "{e}");
 }
 
@@ -360,7 +379,7 @@ fn vocabularies_are_filled_up_and_checked() {
         let mut tokenizer = tokenizer();
         damage(&mut tokenizer);
         let source = model(&path, &config(), Some(&tokenizer), None);
-        let e = GgufExport::create(&out, &source, &f32s(), true).unwrap_err();
+        let e = GgufExport::create(&out, &source, &f32s(), &replacing()).unwrap_err();
         assert!(matches!(e, Error::Field { .. }), "{e}");
         assert!(e.to_string().contains(word), "{e}");
     }

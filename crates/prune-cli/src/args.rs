@@ -21,12 +21,16 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what `compress` would do, without writing anything.
+    /// Show what `compress` or `quantize` would do, without writing anything.
     Plan {
         /// The model to compress.
         model: String,
         #[command(flatten)]
         recipe: RecipeArgs,
+        #[command(flatten)]
+        prune: PruneArgs,
+        #[command(flatten)]
+        quant: QuantArgs,
         #[command(flatten)]
         calibration: CalibrationArgs,
         /// The most memory that the run may take: 2GiB, 800MB.
@@ -40,36 +44,52 @@ pub(crate) enum Command {
     Compress {
         /// The model to compress; never written to.
         model: String,
-        /// The directory to write.
-        out: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
         #[command(flatten)]
         recipe: RecipeArgs,
         #[command(flatten)]
+        prune: PruneArgs,
+        #[command(flatten)]
         calibration: CalibrationArgs,
-        /// Bytes of a shard of the output.
-        #[arg(long, default_value_t = 5_000_000_000)]
-        shard_size: u64,
-        /// Replace an existing output, and throw away what an interrupted run left.
+    },
+    /// Quantise a model into a new directory or GGUF file, and verify it from disk.
+    Quantize {
+        /// The model to quantise; never written to.
+        model: String,
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        recipe: RecipeArgs,
+        #[command(flatten)]
+        quant: QuantArgs,
+        #[command(flatten)]
+        calibration: CalibrationArgs,
+    },
+    /// Store a model in another format, with the codes that it has where the format holds them.
+    Convert {
+        /// The model to convert; never written to.
+        model: String,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// dense, compressed-tensors, gptq, awq or gguf.
         #[arg(long)]
-        overwrite: bool,
-        /// Go on with an interrupted run of the same command.
+        format: String,
+        /// The GGUF type of layers whose codes have none: f16, q8_0, q4_k and others.
+        #[arg(long = "type", default_value = "f16")]
+        kind: String,
+        /// The GGUF type of embeddings and output matrix; llama.cpp's own choice by default.
         #[arg(long)]
-        resume: bool,
-        /// The most memory that the run may take: 2GiB, 800MB.
-        #[arg(long)]
-        memory: Option<MemoryBudget>,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
+        embeddings: Option<String>,
     },
     /// Check a compressed model on disk against its manifest.
     Verify {
-        /// The directory that `compress` wrote.
+        /// The directory or file that `compress`, `quantize` or `convert` wrote.
         directory: PathBuf,
         /// Run the recipe again on `--source` and compare every tensor.
         #[arg(long, requires = "source")]
         rederive: bool,
-        /// The model that was compressed.
+        /// The model that it was made from.
         #[arg(long)]
         source: Option<String>,
         /// The text or .npy that the run was calibrated on.
@@ -97,6 +117,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Find out how many bits the KV cache of each layer needs (KVTuner).
+    KvTune(KvTuneArgs),
     /// Measure perplexity on a text, and the divergence from a baseline.
     Eval {
         /// The model.
@@ -111,8 +133,12 @@ pub(crate) enum Command {
         #[arg(long)]
         windows: Option<usize>,
         /// The dense model, for the KL divergence.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "kv")]
         baseline: Option<String>,
+        /// Predict the last quarter of each window through a KV cache of this configuration, beside
+        /// one in full precision: a file of `kv-tune`, or one in YAML of the KVTuner repository.
+        #[arg(long)]
+        kv: Option<PathBuf>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -122,28 +148,91 @@ pub(crate) enum Command {
 /// What is to be done: a recipe file, or flags that stand for a recipe of one rule.
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArgs {
-    /// A recipe in YAML, in place of the flags below.
-    #[arg(long, conflicts_with_all = ["method", "sparsity", "pattern", "scope", "allocate"])]
+    /// A recipe in YAML, in place of flags.
+    #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
-    /// The pruner: magnitude, wanda, ria, sparsegpt, alps and others; a wrong name lists all.
-    #[arg(long, required_unless_present = "recipe")]
+    /// The method: magnitude, wanda, ria, sparsegpt, alps and others prune; rtn, gptq, awq, hqq,
+    /// ggml and others quantise; a wrong name lists all.
+    #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
     pub(crate) method: Option<String>,
-    /// The fraction of weights to remove; fixed by N:M patterns.
-    #[arg(long)]
-    pub(crate) sparsity: Option<f64>,
-    /// unstructured, 2:4, "block 16x16" or channels.
-    #[arg(long)]
-    pub(crate) pattern: Option<String>,
-    /// What competes: row, layer or global.
-    #[arg(long)]
-    pub(crate) scope: Option<String>,
     /// How the budget is divided over layers: uniform, erk, owl, farms, alphapruning, ecoflap, curve
-    /// and others; a wrong name lists all.
-    #[arg(long)]
+    /// and others for sparsity; lim, zd, curve, knapsack and random for bits; a wrong name lists
+    /// all.
+    #[arg(long, conflicts_with = "recipe")]
     pub(crate) allocate: Option<String>,
     /// From which all random numbers come.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+}
+
+/// Flags of pruners.
+#[derive(Debug, Args, Default)]
+pub(crate) struct PruneArgs {
+    /// The fraction of weights to remove; fixed by N:M patterns.
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) sparsity: Option<f64>,
+    /// unstructured, 2:4, "block 16x16" or channels.
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) pattern: Option<String>,
+    /// What competes: row, layer or global.
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) scope: Option<String>,
+}
+
+/// Flags of quantizers.
+#[derive(Debug, Args, Default)]
+pub(crate) struct QuantArgs {
+    /// Bits of a code; with --levels, on average and never more.
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) bits: Option<f64>,
+    /// The widths among which each layer gets one: 4,2.
+    #[arg(long, value_delimiter = ',', conflicts_with = "recipe")]
+    pub(crate) levels: Vec<u8>,
+    /// Consecutive input channels that share a scale, or `channel` or `tensor`; 128 unless the
+    /// output is GGUF, which has 32.
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) group: Option<String>,
+    /// Where zero lies: sym, asym or float. By default float for hqq, sym for compressed-tensors
+    /// and GGUF, else asym.
+    #[arg(long, conflicts_with = "recipe")]
+    pub(crate) zero: Option<String>,
+    /// How scales are stored: f16, bf16 or f32.
+    #[arg(long, default_value = "f16", conflicts_with = "recipe")]
+    pub(crate) scales: String,
+    /// The whole scheme in place of the flags above: "nf4 flat64 double", "int4 g64 asym bf16".
+    #[arg(long, conflicts_with_all = ["recipe", "bits", "levels", "group", "zero"])]
+    pub(crate) scheme: Option<String>,
+    /// The GGUF type for the method ggml: q4_0, q8_0, q4_k, q6_k and others.
+    #[arg(long = "type", conflicts_with_all = ["recipe", "bits", "levels", "group", "zero", "scheme"])]
+    pub(crate) kind: Option<String>,
+    /// dense, compressed-tensors, gptq, awq or gguf.
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// The GGUF type of embeddings and output matrix; llama.cpp's own choice by default.
+    #[arg(long)]
+    pub(crate) embeddings: Option<String>,
+}
+
+/// Where and how a model is written.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// The directory to write, or the .gguf file.
+    pub(crate) out: PathBuf,
+    /// Bytes of a shard of the output.
+    #[arg(long, default_value_t = 5_000_000_000)]
+    pub(crate) shard_size: u64,
+    /// Replace an existing output, and throw away what an interrupted run left.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Go on with an interrupted run of the same command.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// The most memory that the run may take: 2GiB, 800MB.
+    #[arg(long)]
+    pub(crate) memory: Option<MemoryBudget>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// The text that calibrated methods run the model on.
@@ -204,4 +293,51 @@ pub(crate) enum SpectralMethod {
     Weightwatcher,
     /// Windows of one aspect ratio (FARMS).
     Farms,
+}
+
+/// How the bits of a KV cache are tuned.
+#[derive(Debug, Args)]
+pub(crate) struct KvTuneArgs {
+    /// A Hugging Face directory, dense or quantised, or a .gguf file, of a Llama-family model.
+    pub(crate) model: String,
+    /// A text file, or a .npy of token-id windows: its first windows are profiled, those after them
+    /// judge.
+    #[arg(long)]
+    pub(crate) text: PathBuf,
+    /// The file to write: the most accurate configuration within --max-bits.
+    #[arg(short, long)]
+    pub(crate) out: PathBuf,
+    /// Where keys and values share scales.
+    #[arg(long, value_enum, default_value_t = KvLayout::Kivi)]
+    pub(crate) layout: KvLayout,
+    /// Mean bits of a number that the configuration may have, scales not counted.
+    #[arg(long, default_value_t = 4.0)]
+    pub(crate) max_bits: f64,
+    /// Configurations to measure.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) evaluations: usize,
+    /// Tokens of a window; a .npy brings its own.
+    #[arg(long, default_value_t = 384)]
+    pub(crate) seqlen: usize,
+    /// Windows of the error profile.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) profile: usize,
+    /// Windows that judge a configuration, by their last quarter.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) windows: usize,
+    /// Seed of the search.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Print everything that was measured as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where the scales of a KV cache are shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvLayout {
+    /// Keys by channel, values by token, groups of 32, the newest 32 tokens not quantised.
+    Kivi,
+    /// By token.
+    PerToken,
 }

@@ -1,35 +1,35 @@
 use std::path::Path;
 
-use prune_core::TensorSource;
 use prune_pipeline::{Weighted, diff, evaluate, linear_layers};
 use serde_json::json;
 
 use crate::args::Command;
-use crate::compress::{self, Output};
+use crate::compress;
+use crate::convert;
 use crate::diagnose;
 use crate::error::Error;
+use crate::flags::Flags;
+use crate::kv;
 use crate::model::{Wanted, load, open, windows};
 use crate::verify;
 
 pub(crate) fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Inspect { model, json } => inspect(&model, json),
-        Command::Plan { model, recipe, calibration, memory, json } => {
-            compress::plan(&model, &recipe, &calibration, memory.unwrap_or_default(), json)
+        Command::Plan { model, recipe, prune, quant, calibration, memory, json } => {
+            let flags = Flags { recipe: &recipe, prune: Some(&prune), quant: Some(&quant) };
+            compress::plan(&model, flags.recipe()?, &calibration, memory.unwrap_or_default(), json)
         }
-        Command::Compress {
-            model,
-            out,
-            recipe,
-            calibration,
-            shard_size,
-            overwrite,
-            resume,
-            memory,
-            json,
-        } => {
-            let output = Output { directory: out, shard_size, overwrite, resume, json };
-            compress::compress(&model, &recipe, &calibration, memory.unwrap_or_default(), &output)
+        Command::Compress { model, output, recipe, prune, calibration } => {
+            let flags = Flags { recipe: &recipe, prune: Some(&prune), quant: None };
+            compress::compress(&model, flags.recipe()?, &calibration, &output)
+        }
+        Command::Quantize { model, output, recipe, quant, calibration } => {
+            let flags = Flags { recipe: &recipe, prune: None, quant: Some(&quant) };
+            compress::compress(&model, flags.recipe()?, &calibration, &output)
+        }
+        Command::Convert { model, output, format, kind, embeddings } => {
+            convert::convert(&model, &output, &format, &kind, embeddings)
         }
         Command::Verify { directory, rederive, source, calibration, memory, json } => {
             match source.filter(|_| rederive) {
@@ -42,7 +42,11 @@ pub(crate) fn run(command: Command) -> Result<(), Error> {
         }
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Diff { before, after, all, json } => show_diff(&before, &after, all, json),
-        Command::Eval { model, text, seqlen, windows, baseline, json } => {
+        Command::KvTune(args) => kv::tune(&args),
+        Command::Eval { model, text, seqlen, windows, kv: Some(config), json, .. } => {
+            kv::evaluate(&model, &text, seqlen, windows, &config, json)
+        }
+        Command::Eval { model, text, seqlen, windows, baseline, kv: None, json } => {
             eval(&model, &text, seqlen, windows, baseline.as_deref(), json)
         }
     }
@@ -51,7 +55,7 @@ pub(crate) fn run(command: Command) -> Result<(), Error> {
 fn inspect(model: &str, as_json: bool) -> Result<(), Error> {
     let checkpoint = open(model)?;
     let mut rows = Vec::new();
-    for layer in linear_layers(&checkpoint) {
+    for layer in linear_layers(&*checkpoint) {
         let info = checkpoint.info(&layer.id.weight_name())?;
         let values = checkpoint.read_f32(&info.name)?;
         let zeros = values.iter().filter(|v| **v == 0.0).count();
@@ -78,7 +82,7 @@ fn inspect(model: &str, as_json: bool) -> Result<(), Error> {
 
 fn show_diff(before: &str, after: &str, all: bool, as_json: bool) -> Result<(), Error> {
     let (a, b) = (open(before)?, open(after)?);
-    let mut tensors = diff(&a, &b)?;
+    let mut tensors = diff(&*a, &*b)?;
     let count = tensors.len();
     if !all {
         tensors.retain(|t| !t.is_equal());
@@ -127,18 +131,19 @@ fn eval(
     as_json: bool,
 ) -> Result<(), Error> {
     let checkpoint = open(model)?;
-    let loaded = load(&checkpoint)?;
-    let windows = windows(text, &checkpoint, &*loaded, length, &Wanted::First(count))?;
+    let loaded = load(&*checkpoint)?;
+    let windows = windows(text, &*checkpoint, &*loaded, length, &Wanted::First(count))?;
     let base = match baseline {
         None => None,
         Some(name) => {
             let checkpoint = open(name)?;
-            let model = load(&checkpoint)?;
+            let model = load(&*checkpoint)?;
             Some((checkpoint, model))
         }
     };
-    let base = base.as_ref().map(|(weights, model)| Weighted { model: &**model, weights });
-    let subject = Weighted { model: &*loaded, weights: &checkpoint };
+    let base =
+        base.as_ref().map(|(weights, model)| Weighted { model: &**model, weights: &**weights });
+    let subject = Weighted { model: &*loaded, weights: &*checkpoint };
     let result = evaluate(subject, &windows, base)?;
     if as_json {
         println!("{}", serde_json::to_string_pretty(&result)?);

@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use prune_checkpoint::Checkpoint;
+use prune_checkpoint::ModelSource;
 use prune_core::{BlockModel, Seed, block_of};
 use prune_pipeline::{
     Action, ApplyOptions, Calibration, MemoryBudget, Plan, Recipe, Schedule, TokenWindows, apply,
@@ -11,7 +11,7 @@ use prune_pipeline::{
 };
 use serde_json::json;
 
-use crate::args::{CalibrationArgs, RecipeArgs};
+use crate::args::{CalibrationArgs, OutputArgs};
 use crate::error::Error;
 use crate::model::{Wanted, load, open, windows};
 use crate::progress::Bar;
@@ -19,7 +19,7 @@ use crate::verify::report_failures;
 
 /// A model, what is to be done to it, and the data for it.
 struct Job {
-    checkpoint: Checkpoint,
+    checkpoint: Box<dyn ModelSource>,
     recipe: Recipe,
     calibration: Option<(Box<dyn BlockModel>, TokenWindows)>,
     memory: MemoryBudget,
@@ -29,18 +29,17 @@ struct Job {
 impl Job {
     fn new(
         model: &str,
-        args: &RecipeArgs,
+        recipe: Recipe,
         data: &CalibrationArgs,
         memory: MemoryBudget,
     ) -> Result<Self, Error> {
-        let recipe = recipe(args)?;
         let checkpoint = open(model)?;
         let calibration = match &data.calibration {
             None => None,
             Some(path) => {
-                let model = load(&checkpoint)?;
+                let model = load(&*checkpoint)?;
                 let wanted = Wanted::Drawn(data.samples, Seed::new(recipe.seed));
-                let windows = windows(path, &checkpoint, &*model, data.seqlen, &wanted)?;
+                let windows = windows(path, &*checkpoint, &*model, data.seqlen, &wanted)?;
                 Some((model, windows))
             }
         };
@@ -59,8 +58,8 @@ impl Job {
 
     fn plan(&self) -> Result<(Plan, Schedule), Error> {
         let calibration = self.calibration();
-        let plan = Plan::new(&self.checkpoint, &self.recipe, calibration.as_ref())?;
-        let schedule = Schedule::new(&self.checkpoint, &plan, calibration.as_ref(), self.memory)?;
+        let plan = Plan::new(&*self.checkpoint, &self.recipe, calibration.as_ref())?;
+        let schedule = Schedule::new(&*self.checkpoint, &plan, calibration.as_ref(), self.memory)?;
         Ok((plan, schedule))
     }
 }
@@ -68,7 +67,7 @@ impl Job {
 /// `prune plan`.
 pub(crate) fn plan(
     model: &str,
-    recipe: &RecipeArgs,
+    recipe: Recipe,
     calibration: &CalibrationArgs,
     memory: MemoryBudget,
     as_json: bool,
@@ -82,25 +81,30 @@ pub(crate) fn plan(
     Ok(())
 }
 
-/// Where and how `prune compress` writes.
-pub(crate) struct Output {
-    pub(crate) directory: PathBuf,
-    pub(crate) shard_size: u64,
-    pub(crate) overwrite: bool,
-    pub(crate) resume: bool,
-    pub(crate) json: bool,
-}
-
-/// `prune compress`.
+/// `prune compress` and `prune quantize`.
 pub(crate) fn compress(
     model: &str,
-    recipe: &RecipeArgs,
+    recipe: Recipe,
     calibration: &CalibrationArgs,
-    memory: MemoryBudget,
-    output: &Output,
+    output: &OutputArgs,
 ) -> Result<(), Error> {
-    let out = output.directory.as_path();
-    let mut job = Job::new(model, recipe, calibration, memory)?;
+    let job = Job::new(model, recipe, calibration, output.memory.unwrap_or_default())?;
+    run(job, output)
+}
+
+/// `prune convert`, once it is clear how each layer is stored.
+pub(crate) fn convert(
+    checkpoint: Box<dyn ModelSource>,
+    recipe: Recipe,
+    output: &OutputArgs,
+) -> Result<(), Error> {
+    let memory = output.memory.unwrap_or_default();
+    run(Job { checkpoint, recipe, calibration: None, memory, spill: None }, output)
+}
+
+fn run(mut job: Job, output: &OutputArgs) -> Result<(), Error> {
+    let out = output.out.as_path();
+    let memory = job.memory;
     job.spill = out.parent().map(|parent| match parent.as_os_str().is_empty() {
         true => PathBuf::from("."),
         false => parent.to_path_buf(),
@@ -123,7 +127,7 @@ pub(crate) fn compress(
     let calibration = job.calibration();
     let mut progress = |done: usize, _: usize, name: &str| bar.show(done, name);
     let manifest =
-        apply(&job.checkpoint, &plan, calibration.as_ref(), out, &options, &mut progress)?;
+        apply(&*job.checkpoint, &plan, calibration.as_ref(), out, &options, &mut progress)?;
     bar.finish();
     let verification = verify(out)?;
     if output.json {
@@ -133,7 +137,7 @@ pub(crate) fn compress(
     } else {
         print_plan(&plan, &schedule);
         for tensor in &manifest.tensors {
-            for note in tensor.pruned.iter().flat_map(|p| &p.notes) {
+            for note in tensor.notes() {
                 println!("{}: {note}", tensor.name);
             }
         }
@@ -142,46 +146,39 @@ pub(crate) fn compress(
     if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
 }
 
-fn recipe(args: &RecipeArgs) -> Result<Recipe, Error> {
-    let mut recipe = match &args.recipe {
-        Some(path) => read_recipe(path)?,
-        None => Recipe::new(args.method.as_deref().unwrap_or_default()),
-    };
-    if args.recipe.is_none()
-        && let Some(rule) = recipe.rules.first_mut()
-    {
-        rule.sparsity = args.sparsity;
-        rule.pattern.clone_from(&args.pattern);
-        rule.scope.clone_from(&args.scope);
-        rule.allocate.clone_from(&args.allocate);
-    }
-    if let Some(seed) = args.seed {
-        recipe.seed = seed;
-    }
-    Ok(recipe)
-}
-
-fn read_recipe(path: &Path) -> Result<Recipe, Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::Input { path: path.into(), reason: e.to_string() })?;
-    Ok(Recipe::from_yaml(&text)?)
-}
-
 fn print_plan(plan: &Plan, schedule: &Schedule) {
-    println!("{:<56} {:>10} {:>14} {:>9}", "tensor", "method", "pattern", "sparsity");
+    println!("{:<56} {:>10} {:>22} {:>9}", "tensor", "method", "pattern or scheme", "sparsity");
     for tensor in &plan.tensors {
-        if let Action::Prune { method, pattern, remove, .. } = &tensor.action {
-            let all: usize = tensor.shape.iter().product();
-            let sparsity = *remove as f64 / all.max(1) as f64;
-            println!("{:<56} {method:>10} {pattern:>14} {sparsity:>9.4}", tensor.name);
+        let name = &tensor.name;
+        match &tensor.action {
+            Action::Copy | Action::Fold { .. } => {}
+            Action::Prune { method, pattern, remove, .. } => {
+                let all: usize = tensor.shape.iter().product();
+                let sparsity = *remove as f64 / all.max(1) as f64;
+                println!("{name:<56} {method:>10} {pattern:>22} {sparsity:>9.4}");
+            }
+            Action::Quantize { method, scheme } => {
+                println!("{name:<56} {method:>10} {scheme:>22}");
+            }
+            Action::Encode { kind } if tensor.shape.len() == 2 => {
+                println!("{name:<56} {:>10} {kind:>22}", "ggml");
+            }
+            Action::Encode { .. } => {}
         }
     }
-    draw_allocation(plan);
     let t = &plan.totals;
-    println!(
-        "{} of {} weights removed ({:.4}); {} parameters in all; {} bytes to write",
-        t.removed, t.planned_weights, t.sparsity, t.parameters, t.bytes,
-    );
+    if t.planned_weights > 0 {
+        draw_allocation(plan);
+        println!("{} of {} weights removed ({:.4})", t.removed, t.planned_weights, t.sparsity);
+    }
+    if t.quantized_weights > 0 {
+        let bits = 8.0 * t.quantized_bytes as f64 / t.quantized_weights as f64;
+        println!(
+            "{} weights quantised to {} bytes, {bits:.4} bits each with scales and zero points",
+            t.quantized_weights, t.quantized_bytes
+        );
+    }
+    println!("{} parameters in all; {} bytes to write", t.parameters, t.bytes);
     println!("{schedule}");
 }
 

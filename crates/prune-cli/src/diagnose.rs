@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use prune_checkpoint::Checkpoint;
 use prune_core::{LayerInfo, Seed, TensorSource};
 use prune_pipeline::linear_layers;
 use prune_spectral::plot::{DensityPlot, DepthPlot};
@@ -40,7 +39,7 @@ impl LayerReport {
 /// `prune diagnose`.
 pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
     let checkpoint = open(&args.model)?;
-    let layers = linear_layers(&checkpoint);
+    let layers = linear_layers(&*checkpoint);
     if layers.is_empty() {
         return Err(Error::Input {
             path: args.model.clone().into(),
@@ -53,14 +52,14 @@ pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
         .into_par_iter()
         .map(|layer| {
             let name = layer.id.to_string();
-            let report = measure(&checkpoint, layer, args)?;
+            let report = measure(&*checkpoint, layer, args)?;
             bar.show(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed), &name);
             Ok(report)
         })
         .collect::<Result<_, Error>>()?;
     bar.finish();
     if let Some(directory) = &args.plot {
-        plot(&checkpoint, &reports, directory)?;
+        plot(&*checkpoint, &reports, directory)?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&reports))?);
@@ -72,7 +71,11 @@ pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
 
 /// Draws the mean exponent of the blocks by depth, and the spectral density of each layer with its
 /// power law.
-fn plot(checkpoint: &Checkpoint, reports: &[LayerReport], directory: &Path) -> Result<(), Error> {
+fn plot(
+    checkpoint: &dyn TensorSource,
+    reports: &[LayerReport],
+    directory: &Path,
+) -> Result<(), Error> {
     std::fs::create_dir_all(directory)
         .map_err(|e| Error::Input { path: directory.into(), reason: e.to_string() })?;
     let points = block_means(reports).into_iter().collect();
@@ -102,7 +105,7 @@ fn farms(args: &DiagnoseArgs) -> Result<Farms, Error> {
 }
 
 fn measure(
-    checkpoint: &Checkpoint,
+    checkpoint: &dyn TensorSource,
     layer: LayerInfo,
     args: &DiagnoseArgs,
 ) -> Result<LayerReport, Error> {

@@ -1,11 +1,14 @@
-//! The command `prune`: inspect, diagnose, plan, compress, verify, compare and evaluate model
-//! checkpoints.
+//! The command `prune`: inspect, diagnose, plan, compress, quantise, convert, verify, compare and
+//! evaluate model checkpoints.
 
 mod args;
 mod commands;
 mod compress;
+mod convert;
 mod diagnose;
 mod error;
+mod flags;
+mod kv;
 mod model;
 mod progress;
 mod verify;

@@ -1,21 +1,21 @@
 use std::path::{Path, PathBuf};
 
 use prune_candle::{Tokenizer, load_model};
-use prune_checkpoint::Checkpoint;
+use prune_checkpoint::{ModelSource, open_model};
 use prune_core::{BlockModel, ModelKind, Seed};
 use prune_pipeline::TokenWindows;
 
 use crate::error::Error;
 
 /// Opens a path or, with the feature `hub`, an `org/model` name.
-pub(crate) fn open(model: &str) -> Result<Checkpoint, Error> {
+pub(crate) fn open(model: &str) -> Result<Box<dyn ModelSource>, Error> {
     let path = PathBuf::from(model);
     if path.exists() {
-        return Ok(Checkpoint::open(&path)?);
+        return Ok(open_model(&path)?);
     }
     #[cfg(feature = "hub")]
     if is_hub_name(model) {
-        return Ok(Checkpoint::open(&download(model)?)?);
+        return Ok(open_model(&download(model)?)?);
     }
     Err(Error::Input { path, reason: "no such file or directory".into() })
 }
@@ -53,7 +53,7 @@ fn download(name: &str) -> Result<PathBuf, Error> {
 }
 
 /// The model that a checkpoint holds.
-pub(crate) fn load(checkpoint: &Checkpoint) -> Result<Box<dyn BlockModel>, Error> {
+pub(crate) fn load(checkpoint: &dyn ModelSource) -> Result<Box<dyn BlockModel>, Error> {
     Ok(load_model(&checkpoint.config()?, checkpoint)?)
 }
 
@@ -68,7 +68,7 @@ pub(crate) enum Wanted {
 /// Token windows of a `.npy` file, or of a text through the checkpoint's tokenizer.
 pub(crate) fn windows(
     path: &Path,
-    checkpoint: &Checkpoint,
+    checkpoint: &dyn ModelSource,
     model: &dyn BlockModel,
     length: usize,
     wanted: &Wanted,

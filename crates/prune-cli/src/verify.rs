@@ -27,9 +27,9 @@ pub(crate) fn check_again(
     let source = open(source)?;
     let data = match (calibration, manifest.plan.calibration) {
         (Some(path), Some(shape)) => {
-            let model = load(&source)?;
+            let model = load(&*source)?;
             let wanted = Wanted::Drawn(shape.samples, Seed::new(manifest.plan.recipe.seed));
-            let windows = windows(path, &source, &*model, shape.seqlen, &wanted)?;
+            let windows = windows(path, &*source, &*model, shape.seqlen, &wanted)?;
             Some((model, windows))
         }
         _ => None,
@@ -37,7 +37,7 @@ pub(crate) fn check_again(
     let calibration = data.as_ref().map(|(m, w)| Calibration::new(&**m, w).memory(memory));
     let bar = Bar::new(manifest.plan.tensors.len());
     let again =
-        rederive(directory, &source, calibration.as_ref(), memory, &mut |done, _, name| {
+        rederive(directory, &*source, calibration.as_ref(), memory, &mut |done, _, name| {
             bar.show(done, name);
         })?;
     bar.finish();

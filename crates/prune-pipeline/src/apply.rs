@@ -4,17 +4,20 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prune_checkpoint::{
-    AuxiliaryFile, Checkpoint, Contents, FileState, Hasher, HfWriter, WriterOptions, digest,
+    AuxiliaryFile, Contents, FileState, Hasher, HfWriter, ModelSource, WriterOptions, digest,
     read_exact_at, tensor_digest,
 };
+use prune_core::{TensorInfo, TensorSource};
 
 use crate::calibrate::Calibration;
 use crate::journal::{Fingerprint, JOURNAL, Journal};
 use crate::manifest::{FileRecord, MANIFEST, Manifest, TensorRecord};
+use crate::output::Output;
 use crate::plan::Plan;
 use crate::run::{Item, Run, intact, items};
 use crate::schedule::{PIECE, Schedule};
-use crate::sink::WriteSink;
+use crate::sink::{WriteSink, outputs_digest};
+use crate::store::Store;
 use crate::{Error, MemoryBudget, Result};
 
 /// How [`apply`] works and writes. None of it but `shard_size` changes a byte of the output.
@@ -48,7 +51,8 @@ impl Default for ApplyOptions {
 pub type Progress<'a> = dyn FnMut(usize, usize, &str) + Send + 'a;
 
 /// Executes a plan: reads `source` a piece of a tensor at a time (a block at a time where
-/// calibration is needed) and writes a Hugging Face directory with a [`Manifest`] at `out`.
+/// calibration is needed) and writes a Hugging Face directory with a [`Manifest`] at `out`, or a
+/// GGUF file with a manifest beside it where the recipe's format is `gguf`.
 ///
 /// Nothing stands at `out` before everything is written. What is done is kept beside it, under the
 /// name that [`HfWriter::partial`] gives, when the run is killed, interrupted or stopped by the
@@ -61,14 +65,15 @@ pub type Progress<'a> = dyn FnMut(usize, usize, &str) + Send + 'a;
 /// [`Error::Changed`] about an earlier run; [`Error::SourceChanged`]; [`Error::Interrupted`];
 /// [`Error::Checkpoint`], [`Error::Core`].
 pub fn apply(
-    source: &Checkpoint,
+    source: &dyn ModelSource,
     plan: &Plan,
     calibration: Option<&Calibration<'_>>,
     out: &Path,
     options: &ApplyOptions,
     progress: &mut Progress<'_>,
 ) -> Result<Manifest> {
-    let items = items(source, plan)?;
+    let store = Store::of(&plan.recipe)?;
+    let items = items(source, plan, &store)?;
     let schedule = Schedule::new(source, plan, calibration, options.memory)?;
     let calibration_digest = calibration_digest(calibration, &schedule);
     let states = source.file_states()?;
@@ -85,22 +90,14 @@ pub fn apply(
             return Err(Error::Unfinished { path: partial, done });
         }
     }
-    let writer = HfWriter::create(
-        out,
-        WriterOptions {
-            plan: items.iter().map(|item| item.info.clone()).collect(),
-            shard_size: options.shard_size,
-            overwrite: options.overwrite,
-            source: Some(source.path().to_path_buf()),
-            resume: options.resume,
-            ..WriterOptions::default()
-        },
-    )?;
+    let tensors = items.iter().flat_map(|item| item.outputs.iter().cloned()).collect();
+    let writer = Output::create(out, source, plan, &store, tensors, options)?;
     let (journal, records) = open_journal(&writer, source, &items, &fingerprint, options)?;
     let sink = WriteSink { writer, journal: Mutex::new(journal) };
     let run = Run {
         source,
         plan,
+        store: &store,
         sink: &sink,
         schedule: &schedule,
         budget: options.memory,
@@ -113,7 +110,7 @@ pub fn apply(
     let records = run.records.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut writer = sink.writer;
     match result {
-        Ok(()) => finish(source, plan, calibration_digest, records, writer),
+        Ok(()) => finish(source, plan, &store, calibration_digest, records, writer),
         Err(e) => {
             if can_go_on(&e) {
                 writer.keep();
@@ -144,8 +141,8 @@ fn complete(out: &Path, plan: &Plan, calibration: Option<&String>) -> Option<Man
 }
 
 fn open_journal(
-    writer: &HfWriter,
-    source: &Checkpoint,
+    writer: &Output,
+    source: &dyn ModelSource,
     items: &[Item<'_>],
     fingerprint: &Fingerprint,
     options: &ApplyOptions,
@@ -166,26 +163,41 @@ fn open_journal(
             item.map_or(Ok(false), |item| Ok(written_digest(writer, item)? == record.digest))
         };
         let records = intact(items, recorded, &check)?;
-        for name in records.keys() {
-            writer.seal(name)?;
+        for item in items.iter().filter(|i| records.contains_key(&i.tensor.name)) {
+            for output in &item.outputs {
+                writer.seal(&output.name)?;
+            }
         }
         return Ok((journal, records));
     }
     Ok((Journal::create(path, fingerprint)?, BTreeMap::new()))
 }
 
-fn written_digest(writer: &HfWriter, item: &Item<'_>) -> Result<String> {
-    let bytes = item.info.nbytes();
-    let mut hash = Hasher::default();
-    let mut piece = vec![0; PIECE.min(bytes)];
-    let mut offset = 0;
-    while offset < bytes {
-        let part = PIECE.min(bytes - offset);
-        writer.read_part(&item.info.name, offset as u64, &mut piece[..part])?;
-        hash.update(&piece[..part]);
-        offset += part;
+fn written_digest(writer: &Output, item: &Item<'_>) -> Result<String> {
+    outputs_digest(&Incomplete { writer, tensors: sorted(&item.outputs) }, &item.outputs)
+}
+
+/// Tensors of an output that is not complete.
+struct Incomplete<'a> {
+    writer: &'a Output,
+    tensors: Vec<TensorInfo>,
+}
+
+fn sorted(tensors: &[TensorInfo]) -> Vec<TensorInfo> {
+    let mut sorted = tensors.to_vec();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    sorted
+}
+
+impl TensorSource for Incomplete<'_> {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
     }
-    Ok(hash.finish())
+
+    fn read_at(&self, name: &str, offset: usize, buf: &mut [u8]) -> prune_core::Result<()> {
+        let read = self.writer.read_part(name, offset, buf);
+        read.map_err(|e| prune_core::Error::external(name, e))
+    }
 }
 
 /// The digest of the token ids, where the plan reads them.
@@ -197,7 +209,7 @@ pub(crate) fn calibration_digest(
 }
 
 /// Refuses a result that was read from a source that changed meanwhile.
-pub(crate) fn unchanged(source: &Checkpoint, before: &[FileState]) -> Result<()> {
+pub(crate) fn unchanged(source: &dyn ModelSource, before: &[FileState]) -> Result<()> {
     let now = source.file_states()?;
     match now.iter().zip(before).find(|(now, before)| now != before) {
         Some((now, _)) => Err(Error::SourceChanged { path: now.path.clone() }),
@@ -206,20 +218,20 @@ pub(crate) fn unchanged(source: &Checkpoint, before: &[FileState]) -> Result<()>
 }
 
 fn finish(
-    source: &Checkpoint,
+    source: &dyn ModelSource,
     plan: &Plan,
+    store: &Store,
     calibration_digest: Option<String>,
     records: BTreeMap<String, TensorRecord>,
-    mut writer: HfWriter,
+    mut writer: Output,
 ) -> Result<Manifest> {
     writer.keep();
     let mut files = Vec::new();
-    for file in source.auxiliary_files()? {
-        if file.name == MANIFEST {
-            continue;
+    if let Output::Directory(writer) = &mut writer {
+        for file in files_beside(source, plan, store)? {
+            files.push(FileRecord { name: file.name.clone(), digest: file_digest(&file)? });
+            writer.copy_file(&file)?;
         }
-        files.push(FileRecord { name: file.name.clone(), digest: file_digest(&file)? });
-        writer.copy_file(&file)?;
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let manifest = Manifest {
@@ -231,9 +243,33 @@ fn finish(
         tensors: records.into_values().collect(),
         files,
     };
-    writer.add_file(MANIFEST, &manifest.to_json()?)?;
-    writer.finish()?;
+    writer.finish(&manifest.to_json()?)?;
     Ok(manifest)
+}
+
+/// The files that accompany the weights: those of the source, with what the format says of
+/// quantised layers.
+fn files_beside(
+    source: &dyn ModelSource,
+    plan: &Plan,
+    store: &Store,
+) -> Result<Vec<AuxiliaryFile>> {
+    let mut files = source.auxiliary_files()?;
+    files.retain(|f| f.name != MANIFEST);
+    let Some(description) = store.description(plan)? else { return Ok(files) };
+    let json = |name: &str, value: &serde_json::Value| AuxiliaryFile {
+        name: name.into(),
+        contents: Contents::Bytes(format!("{value:#}\n").into_bytes()),
+    };
+    let mut config = source.config()?;
+    if let Some(fields) = config.as_object_mut() {
+        fields.insert("quantization_config".into(), description.config);
+    }
+    let mut made = vec![json("config.json", &config)];
+    made.extend(description.files.iter().map(|(name, value)| json(name, value)));
+    files.retain(|f| made.iter().all(|m| m.name != f.name));
+    files.extend(made);
+    Ok(files)
 }
 
 pub(crate) fn file_digest(file: &AuxiliaryFile) -> Result<String> {

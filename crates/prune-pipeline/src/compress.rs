@@ -1,26 +1,31 @@
 use ndarray::Array2;
-use prune_checkpoint::Hasher;
+use prune_checkpoint::{Hasher, ModelSource};
 use prune_core::{
-    ColumnStats, DType, LayerId, LayerStats, Seed, Target, TensorInfo, TensorSource, decode_f32,
-    encode_f32,
+    ColumnStats, DType, LayerId, LayerStats, Seed, Target, TensorInfo, decode_f32, encode_f32,
 };
 
+use crate::fold::Folding;
 use crate::manifest::{PrunedRecord, TensorRecord};
 use crate::output_error::output_error;
 use crate::plan::{Action, PlannedTensor, pruner};
+use crate::quantize::rows_in;
 use crate::schedule::PIECE;
 use crate::sink::Sink;
+use crate::store::Store;
 use crate::{Error, Result};
 
 /// What is needed to do one tensor of a plan.
 pub(crate) struct Job<'a> {
-    pub(crate) source: &'a dyn TensorSource,
+    pub(crate) source: &'a dyn ModelSource,
     pub(crate) sink: &'a dyn Sink,
+    pub(crate) store: &'a Store,
     pub(crate) seed: Seed,
     pub(crate) tensor: &'a PlannedTensor,
-    /// What is written: name, dtype and shape.
-    pub(crate) info: &'a TensorInfo,
+    /// What is written.
+    pub(crate) outputs: &'a [TensorInfo],
     pub(crate) stats: &'a LayerStats,
+    /// Scales of channels that are folded into the layer before.
+    pub(crate) folding: &'a Folding,
 }
 
 impl Job<'_> {
@@ -29,28 +34,31 @@ impl Job<'_> {
         match &self.tensor.action {
             Action::Copy => self.copy(),
             Action::Prune { .. } => self.prune(),
+            Action::Quantize { method, scheme } => self.quantize(method, scheme),
+            Action::Fold { .. } => self.fold(),
+            Action::Encode { .. } => self.encode(),
         }
     }
 
+    pub(crate) fn output(&self) -> Result<&TensorInfo> {
+        self.outputs.first().ok_or_else(|| Error::plan(&self.tensor.name, "is not stored"))
+    }
+
     fn copy(&self) -> Result<TensorRecord> {
+        let info = self.output()?;
         let mut hash = Hasher::default();
-        let mut piece = vec![0; PIECE.min(self.info.nbytes())];
+        let mut piece = vec![0; PIECE.min(info.nbytes())];
         let mut offset = 0;
-        while offset < self.info.nbytes() {
-            let part = PIECE.min(self.info.nbytes() - offset);
+        while offset < info.nbytes() {
+            let part = PIECE.min(info.nbytes() - offset);
             let part = &mut piece[..part];
-            self.source.read_at(&self.info.name, offset, part)?;
+            self.source.read_at(&info.name, offset, part)?;
             hash.update(part);
-            self.sink.copy_part(self.info, offset, part)?;
+            self.sink.copy_part(info, offset, part)?;
             offset += part.len();
         }
         let digest = hash.finish();
-        Ok(TensorRecord {
-            name: self.info.name.clone(),
-            source_digest: digest.clone(),
-            digest,
-            pruned: None,
-        })
+        Ok(TensorRecord::new(&info.name, digest.clone(), digest))
     }
 
     fn prune(&self) -> Result<TensorRecord> {
@@ -59,7 +67,7 @@ impl Job<'_> {
             return Err(Error::plan(name, "is planned as a copy"));
         };
         let (dense, source_digest) = self.read()?;
-        let shape = self.info.matrix_shape()?;
+        let shape = self.output()?.matrix_shape()?;
         let mut weight = Array2::from_shape_vec(shape, dense).map_err(|e| Error::plan(name, e))?;
         let layer = LayerId::from_tensor(name);
         let target = Target {
@@ -82,7 +90,7 @@ impl Job<'_> {
             return Err(Error::plan(name, reason));
         }
         let dense = |first: usize, count: usize| self.rows(first, count, shape.1);
-        let error = output_error(&dense, weight.view(), self.stats)?;
+        let error = output_error(&dense, &rows_in(weight.view()), weight.dim(), self.stats)?;
         let size = weight.len().max(1) as f64;
         let record = PrunedRecord {
             target_sparsity: *remove as f64 / size,
@@ -98,7 +106,7 @@ impl Job<'_> {
             notes: pruned.report.notes,
         };
         let digest = self.write(weight.as_slice().unwrap_or_default())?;
-        Ok(TensorRecord { name: name.clone(), source_digest, digest, pruned: Some(record) })
+        Ok(TensorRecord::new(name, source_digest, digest).pruned(record))
     }
 
     fn stored_dtype(&self) -> Result<DType> {
@@ -106,11 +114,12 @@ impl Job<'_> {
     }
 
     /// The tensor as f32, and the digest of its stored bytes.
-    fn read(&self) -> Result<(Vec<f32>, String)> {
+    pub(crate) fn read(&self) -> Result<(Vec<f32>, String)> {
         let name = &self.tensor.name;
         let dtype = self.stored_dtype()?;
-        let bytes = self.info.numel() * dtype.size();
-        let mut values = Vec::with_capacity(self.info.numel());
+        let elements = self.tensor.shape.iter().product::<usize>();
+        let bytes = elements * dtype.size();
+        let mut values = Vec::with_capacity(elements);
         let mut hash = Hasher::default();
         let mut piece = vec![0; PIECE.min(bytes)];
         let mut offset = 0;
@@ -136,14 +145,15 @@ impl Job<'_> {
     }
 
     /// Hands the values to the sink; returns the digest of the bytes.
-    fn write(&self, values: &[f32]) -> Result<String> {
-        let dtype = self.info.dtype;
+    pub(crate) fn write(&self, values: &[f32]) -> Result<String> {
+        let info = self.output()?;
+        let dtype = info.dtype;
         let mut hash = Hasher::default();
         let mut offset = 0;
         for part in values.chunks(PIECE / dtype.size()) {
             let bytes = encode_f32(&self.tensor.name, dtype, part)?;
             hash.update(&bytes);
-            self.sink.write_part(self.info, offset, &bytes)?;
+            self.sink.write_part(info, offset, &bytes)?;
             offset += bytes.len();
         }
         Ok(hash.finish())

@@ -3,7 +3,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use prune_checkpoint::{Checkpoint, digest};
+use prune_checkpoint::{ModelSource, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::TensorRecord;
@@ -32,7 +32,7 @@ pub(crate) struct Fingerprint {
 
 impl Fingerprint {
     pub(crate) fn new(
-        source: &Checkpoint,
+        source: &dyn ModelSource,
         plan: &Plan,
         calibration: Option<String>,
         shard_size: u64,

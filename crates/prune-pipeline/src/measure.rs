@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::calibrate::{Calibration, forward, observe};
 use crate::evaluate::CalibrationLoss;
 use crate::output_error::output_error;
+use crate::quantize::rows_in;
 use crate::schedule::{measuring, statistics_bytes};
 use crate::{Error, Result};
 
@@ -160,7 +161,7 @@ impl Measurement<'_> {
                 };
                 self.pruner.prune(weight.view_mut(), stats, &target)?;
             }
-            let error = output_error(&before, weight.view(), stats)?;
+            let error = output_error(&before, &rows_in(weight.view()), weight.dim(), stats)?;
             let tokens = stats.columns.as_ref().map_or(1, |c| c.count().max(1)) as f64;
             points.push((sparsity, error.written * error.energy / tokens));
         }
@@ -216,7 +217,7 @@ pub(crate) fn outlier_scores(
 type Visit<'a> = dyn FnMut(&[LayerId], &BTreeMap<LayerId, LayerStats>) -> Result<()> + 'a;
 
 /// Shows the layers of each block of the dense model in turn, with the statistics of their inputs.
-fn each_block(
+pub(crate) fn each_block(
     source: &dyn TensorSource,
     calibration: &Calibration<'_>,
     needs: Needs,

@@ -1,4 +1,4 @@
-use ndarray::{Array2, ArrayView1, ArrayView2};
+use ndarray::{Array2, ArrayView1};
 use prune_core::{ColumnStats, LayerStats};
 use rayon::prelude::*;
 
@@ -27,13 +27,14 @@ struct Sums {
 /// Rows whose products are formed together, fixed so that sums do not depend on threads.
 const PANEL: usize = 64;
 
-/// The output error of `weight`, which was `dense(first, count)` rows at a time.
+/// The output error of a weight of this shape, which is `after(first, count)` and was
+/// `dense(first, count)`, rows at a time.
 pub(crate) fn output_error(
     dense: &(dyn Fn(usize, usize) -> Result<Array2<f32>> + Sync),
-    weight: ArrayView2<'_, f32>,
+    after: &(dyn Fn(usize, usize) -> Array2<f32> + Sync),
+    (rows, cols): (usize, usize),
     stats: &LayerStats,
 ) -> Result<OutputError> {
-    let (rows, cols) = weight.dim();
     let gram = stats.gram.as_ref().map(|g| g.matrix().mapv(|x| x as f32));
     let ones = vec![1.0; cols];
     let norms = stats.columns.as_ref().map_or(ones.as_slice(), ColumnStats::squared_norm);
@@ -43,7 +44,7 @@ pub(crate) fn output_error(
         .map(|first| {
             let count = PANEL.min(rows - first);
             let dense = dense(first, count)?;
-            let written = weight.slice(ndarray::s![first..first + count, ..]);
+            let written = after(first, count);
             // A removed weight is 0. A kept one that is 0 was 0 before, or counts as removed.
             let mut removed = dense.clone();
             let mut updated = false;
@@ -92,6 +93,7 @@ fn weighted(d: ArrayView1<'_, f32>, norms: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::rows_in;
     use ndarray::array;
     use prune_core::GramAccumulator;
 
@@ -107,7 +109,7 @@ mod tests {
         let rows = |first: usize, count: usize| {
             Ok(dense.slice(ndarray::s![first..first + count, ..]).to_owned())
         };
-        let found = output_error(&rows, weight.view(), &stats).unwrap();
+        let found = output_error(&rows, &rows_in(weight.view()), weight.dim(), &stats).unwrap();
         let energy = |d: &Array2<f32>| {
             inputs.dot(&d.t()).iter().map(|y| f64::from(*y) * f64::from(*y)).sum::<f64>()
         };

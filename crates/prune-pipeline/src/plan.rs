@@ -1,14 +1,17 @@
 use std::collections::BTreeMap;
 
 use prune_core::{
-    Budget, LayerInfo, Needs, Pattern, Pruner, Scope, Seed, TensorSource, round_to_pattern,
+    Budget, LayerInfo, Needs, Pattern, Pruner, QuantScheme, Scope, Seed, TensorInfo, TensorSource,
+    round_to_pattern,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::calibrate::Calibration;
 use crate::coverage::{check_calibration, claim};
 use crate::measure::Measurement;
+use crate::plan_quantized::{GGML, KEEP, Work, is_quantizing, plan_quantized, quantizer};
 use crate::recipe::{Recipe, Rule};
+use crate::store::Store;
 use crate::{Error, Result};
 
 /// What will be done to every tensor of a checkpoint. Readable, stable, and executed exactly.
@@ -52,6 +55,16 @@ pub struct Totals {
     pub sparsity: f64,
     /// Bytes of the tensors that will be written.
     pub bytes: usize,
+    /// Weights of the tensors that will be quantised.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quantized_weights: usize,
+    /// Bytes that these will take, with scales and zero points.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub quantized_bytes: usize,
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 /// One tensor of a plan.
@@ -62,7 +75,7 @@ pub struct PlannedTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// The dtype that will be written.
+    /// The dtype that will be written; of a tensor that will be stored as codes, the source's.
     pub dtype: String,
     /// What will be done.
     pub action: Action,
@@ -85,6 +98,37 @@ pub enum Action {
         /// How many weights are removed; exact.
         remove: usize,
     },
+    /// Quantised by a method, and stored in the format of the recipe.
+    Quantize {
+        /// The quantizer, or `keep` for the codes of the source.
+        method: String,
+        /// The scheme, as text.
+        scheme: String,
+    },
+    /// A norm that is divided by what the layers after it are multiplied by before they are
+    /// quantised.
+    Fold {
+        /// The quantizer that finds the scales.
+        method: String,
+    },
+    /// Stored in a GGUF file, by the rules of llama.cpp where that quantises.
+    Encode {
+        /// The type, as ggml calls it.
+        kind: String,
+    },
+}
+
+impl Action {
+    /// The statistics that the work reads.
+    pub(crate) fn needs(&self) -> Result<Needs> {
+        match self {
+            Action::Copy | Action::Encode { .. } => Ok(Needs::Nothing),
+            Action::Fold { method } => Ok(quantizer(method)?.needs()),
+            Action::Prune { method, .. } => Ok(pruner(method)?.needs()),
+            Action::Quantize { method, .. } if method == KEEP => Ok(Needs::Nothing),
+            Action::Quantize { method, .. } => Ok(quantizer(method)?.needs()),
+        }
+    }
 }
 
 impl Plan {
@@ -109,12 +153,19 @@ impl Plan {
             return Err(Error::recipe("rules", "every layer is skipped: nothing to do"));
         }
         check_coverage(source, recipe, &claims, calibration)?;
+        let store = Store::of(recipe)?;
         let mut actions = BTreeMap::new();
         for (rule, layers) in claims {
             let (number, rule) = (rule + 1, &recipe.rules[rule]);
             let seed = Seed::new(recipe.seed);
-            actions.extend(plan_rule(source, number, rule, seed, layers, calibration)?);
+            let work = Work { source, number, rule, seed, store: &store, calibration };
+            let planned = match rule.method.as_deref() {
+                Some(method) if is_quantizing(method) => plan_quantized(&work, layers)?,
+                _ => plan_rule(source, number, rule, seed, layers, calibration)?,
+            };
+            actions.extend(planned);
         }
+        store.complete(source, recipe, &mut actions)?;
         let dtype = match &recipe.dtype {
             None => None,
             Some(text) => {
@@ -128,21 +179,42 @@ impl Plan {
         for info in source.tensors() {
             let action = actions.remove(&info.name).unwrap_or(Action::Copy);
             let mut out = info.clone();
-            if let (Some(dtype), Action::Prune { .. }) = (dtype, &action) {
+            let changed = matches!(action, Action::Prune { .. })
+                || matches!((&store, &action), (Store::Dense, Action::Quantize { .. }));
+            if let (Some(dtype), true) = (dtype, changed) {
                 out.dtype = dtype;
             }
-            totals.parameters += info.numel();
-            totals.bytes += out.nbytes();
-            if let Action::Prune { remove, .. } = &action {
-                totals.planned_weights += info.numel();
-                totals.removed += remove;
-            }
-            tensors.push(PlannedTensor {
+            let tensor = PlannedTensor {
                 name: info.name.clone(),
                 shape: info.shape.clone(),
                 dtype: out.dtype.name().into(),
                 action,
-            });
+            };
+            let stored: usize = store.outputs(&tensor)?.iter().map(TensorInfo::nbytes).sum();
+            totals.parameters += info.numel();
+            totals.bytes += stored;
+            match &tensor.action {
+                Action::Copy | Action::Fold { .. } => {}
+                Action::Prune { remove, .. } => {
+                    totals.planned_weights += info.numel();
+                    totals.removed += remove;
+                }
+                Action::Quantize { scheme, .. } => {
+                    let scheme: QuantScheme = scheme.parse()?;
+                    let (rows, cols) = info.matrix_shape()?;
+                    totals.quantized_weights += info.numel();
+                    totals.quantized_bytes += match &store {
+                        Store::Dense => scheme.nbytes(rows, cols),
+                        _ => stored,
+                    };
+                }
+                Action::Encode { .. } if info.shape.len() == 2 => {
+                    totals.quantized_weights += info.numel();
+                    totals.quantized_bytes += stored;
+                }
+                Action::Encode { .. } => {}
+            }
+            tensors.push(tensor);
         }
         totals.sparsity = totals.removed as f64 / totals.planned_weights.max(1) as f64;
         Ok(Self {
@@ -179,7 +251,9 @@ impl Plan {
 /// The pruner of a planned method.
 pub(crate) fn pruner(method: &str) -> Result<Box<dyn Pruner>> {
     prune_unstructured::pruner(method).ok_or_else(|| {
-        let known: Vec<&str> = prune_unstructured::PRUNERS.iter().map(|(n, _)| *n).collect();
+        let pruners = prune_unstructured::PRUNERS.iter().map(|(n, _)| *n);
+        let quantizers = prune_quant::QUANTIZERS.iter().map(|(n, _)| *n);
+        let known: Vec<&str> = pruners.chain(quantizers).chain([GGML, KEEP]).collect();
         Error::recipe("method", format!("`{method}` is unknown; known are {}", known.join(", ")))
     })
 }
@@ -194,7 +268,12 @@ fn check_coverage(
     let mut calibrated = BTreeMap::new();
     for (rule, layers) in claims {
         let method = recipe.rules[*rule].method.as_deref().unwrap_or_default();
-        if pruner(method)?.needs() != Needs::Nothing {
+        let needs = match method {
+            KEEP | GGML => Needs::Nothing,
+            _ if is_quantizing(method) => quantizer(method)?.needs(),
+            _ => pruner(method)?.needs(),
+        };
+        if needs != Needs::Nothing {
             if calibration.is_none() {
                 return Err(Error::NeedsCalibration { what: method.into() });
             }

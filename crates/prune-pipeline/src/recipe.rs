@@ -36,6 +36,14 @@ pub struct Recipe {
     /// Calibration tokens that every calibrated layer has to see; fewer are an error.
     #[serde(default = "min_tokens")]
     pub min_tokens: u64,
+    /// How quantised layers are stored: `compressed-tensors`, `gptq`, `awq`, `gguf`, or `dense`
+    /// (the default): as the floats that the codes stand for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The GGUF type of the embeddings and the output matrix; that of llama.cpp's own files when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<String>,
     /// The rules, in order.
     pub rules: Vec<Rule>,
 }
@@ -49,7 +57,8 @@ pub struct Rule {
     /// Leave these layers alone; excludes every other field.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip: bool,
-    /// The pruner: `wanda`.
+    /// A pruner, such as `wanda`, or a quantizer, such as `gptq`; `ggml` quantises to the types of
+    /// GGUF as llama.cpp does, and `keep` stores the codes that the source has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
     /// The fraction of the rule's weights to remove, `0 <= sparsity < 1`. Fixed by N:M patterns.
@@ -66,6 +75,16 @@ pub struct Rule {
     /// parameter after `=`, as `owl=0.08`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocate: Option<String>,
+    /// How a quantizer groups and scales weights: `int4 g128 asym f16`, see
+    /// [`prune_core::QuantScheme`]; for `ggml` the type, `q4_k`. The number may come from `bits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// Bits of a code; with `levels`, on average over the rule's layers and never more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<f64>,
+    /// The widths among which each layer gets one, by `allocate`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<u8>,
 }
 
 fn version() -> u32 {
@@ -81,7 +100,15 @@ impl Recipe {
     /// A recipe of one rule: every linear layer of every block, pruned by `method`.
     pub fn new(method: &str) -> Self {
         let rule = Rule { layers: "*".into(), method: Some(method.into()), ..Rule::default() };
-        Self { version: 1, seed: 0, dtype: None, min_tokens: min_tokens(), rules: vec![rule] }
+        Self {
+            version: 1,
+            seed: 0,
+            dtype: None,
+            min_tokens: min_tokens(),
+            format: None,
+            embeddings: None,
+            rules: vec![rule],
+        }
     }
 
     /// With the first rule's sparsity.
@@ -106,6 +133,31 @@ impl Recipe {
     #[must_use]
     pub fn allocate(self, allocator: &str) -> Self {
         self.first(|rule| rule.allocate = Some(allocator.into()))
+    }
+
+    /// With the first rule's scheme, as text.
+    #[must_use]
+    pub fn scheme(self, scheme: &str) -> Self {
+        self.first(|rule| rule.scheme = Some(scheme.into()))
+    }
+
+    /// With the first rule's bits: on average, where there are levels.
+    #[must_use]
+    pub fn bits(self, bits: f64) -> Self {
+        self.first(|rule| rule.bits = Some(bits))
+    }
+
+    /// With the widths among which the first rule's layers get one.
+    #[must_use]
+    pub fn levels(self, levels: &[u8]) -> Self {
+        self.first(|rule| rule.levels = levels.to_vec())
+    }
+
+    /// With quantised layers stored in this format.
+    #[must_use]
+    pub fn format(mut self, format: &str) -> Self {
+        self.format = Some(format.into());
+        self
     }
 
     /// With a seed.
@@ -169,6 +221,9 @@ impl Recipe {
                 rule.pattern.is_some(),
                 rule.scope.is_some(),
                 rule.allocate.is_some(),
+                rule.scheme.is_some(),
+                rule.bits.is_some(),
+                !rule.levels.is_empty(),
             ];
             if rule.skip && others.contains(&true) {
                 return Err(Error::recipe(field("skip"), "excludes every field but `layers`"));

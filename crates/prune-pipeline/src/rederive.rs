@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 
-use prune_checkpoint::Checkpoint;
+use prune_checkpoint::{ModelSource, StoredTensors};
 
 use crate::apply::{calibration_digest, unchanged};
 use crate::calibrate::Calibration;
@@ -10,6 +10,7 @@ use crate::manifest::Manifest;
 use crate::run::{Run, items};
 use crate::schedule::Schedule;
 use crate::sink::CompareSink;
+use crate::store::Store;
 use crate::verify::{Failure, Verification};
 use crate::{Error, MemoryBudget, Progress, Result};
 
@@ -25,15 +26,16 @@ use crate::{Error, MemoryBudget, Progress, Result};
 /// parse; those of [`apply`](crate::apply). What differs is in the [`Verification`].
 pub fn rederive(
     directory: &Path,
-    source: &Checkpoint,
+    source: &dyn ModelSource,
     calibration: Option<&Calibration<'_>>,
     memory: MemoryBudget,
     progress: &mut Progress<'_>,
 ) -> Result<Verification> {
     let manifest = Manifest::read(directory)?;
-    let checkpoint = Checkpoint::open(directory)?;
+    let checkpoint = StoredTensors::open(directory)?;
     let plan = &manifest.plan;
-    let items = items(source, plan)?;
+    let store = Store::of(&plan.recipe)?;
+    let items = items(source, plan, &store)?;
     let schedule = Schedule::new(source, plan, calibration, memory)?;
     let found = calibration_digest(calibration, &schedule);
     if manifest.calibration_digest.is_some() && found != manifest.calibration_digest {
@@ -53,6 +55,7 @@ pub fn rederive(
     let run = Run {
         source,
         plan,
+        store: &store,
         sink: &sink,
         schedule: &schedule,
         budget: memory,

@@ -1,33 +1,38 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use prune_checkpoint::Checkpoint;
+use prune_checkpoint::ModelSource;
 use prune_core::{
     ColumnStats, DType, LayerId, LayerStats, Needs, Seed, TensorInfo, TensorSource, block_of,
+    encode_f32,
 };
 use rayon::prelude::*;
 
 use crate::calibrate::{Calibration, Observed, forward, observe};
 use crate::compress::Job;
+use crate::fold::{Folding, Planned, scales_channels};
 use crate::manifest::TensorRecord;
-use crate::plan::{Action, Plan, PlannedTensor, pruner};
+use crate::plan::{Action, Plan, PlannedTensor};
 use crate::schedule::{Schedule, passes, statistics_bytes, tensor_bytes, waves};
-use crate::sink::{Sink, lock};
+use crate::sink::{Done, Sink, lock};
+use crate::store::Store;
 use crate::{Error, MemoryBudget, Progress, Result};
 
 /// A planned tensor and what will be written for it.
 pub(crate) struct Item<'a> {
     pub(crate) tensor: &'a PlannedTensor,
-    pub(crate) info: TensorInfo,
+    /// What it is stored as.
+    pub(crate) outputs: Vec<TensorInfo>,
     needs: Needs,
     bytes: u64,
 }
 
 /// The execution of a plan: the same work whether its result is written or compared.
 pub(crate) struct Run<'a, 'p> {
-    pub(crate) source: &'a Checkpoint,
+    pub(crate) source: &'a dyn ModelSource,
     pub(crate) plan: &'a Plan,
+    pub(crate) store: &'a Store,
     pub(crate) sink: &'a dyn Sink,
     pub(crate) schedule: &'a Schedule,
     pub(crate) budget: MemoryBudget,
@@ -38,18 +43,19 @@ pub(crate) struct Run<'a, 'p> {
 }
 
 /// The planned tensors, once it is clear that the source holds them as the plan says.
-pub(crate) fn items<'a>(source: &Checkpoint, plan: &'a Plan) -> Result<Vec<Item<'a>>> {
+pub(crate) fn items<'a>(
+    source: &dyn ModelSource,
+    plan: &'a Plan,
+    store: &Store,
+) -> Result<Vec<Item<'a>>> {
     let items: Vec<Item<'a>> = plan
         .tensors
         .iter()
         .map(|tensor| {
             let info = check_tensor(source, tensor)?;
-            let needs = match &tensor.action {
-                Action::Copy => Needs::Nothing,
-                Action::Prune { method, .. } => pruner(method)?.needs(),
-            };
-            let bytes = tensor_bytes(tensor, &info)?;
-            Ok(Item { tensor, info, needs, bytes })
+            let needs = tensor.action.needs()?;
+            let bytes = tensor_bytes(tensor, info)?;
+            Ok(Item { tensor, outputs: store.outputs(tensor)?, needs, bytes })
         })
         .collect::<Result<_>>()?;
     if items.len() != source.tensors().len() {
@@ -60,7 +66,7 @@ pub(crate) fn items<'a>(source: &Checkpoint, plan: &'a Plan) -> Result<Vec<Item<
     Ok(items)
 }
 
-fn check_tensor(source: &Checkpoint, tensor: &PlannedTensor) -> Result<TensorInfo> {
+fn check_tensor<'s>(source: &'s dyn ModelSource, tensor: &PlannedTensor) -> Result<&'s TensorInfo> {
     let info = source.info(&tensor.name)?;
     if info.shape != tensor.shape {
         let reason = format!("planned as {:?}; the source has {:?}", tensor.shape, info.shape);
@@ -71,7 +77,7 @@ fn check_tensor(source: &Checkpoint, tensor: &PlannedTensor) -> Result<TensorInf
         let reason = format!("copied as {dtype}; the source has {}", info.dtype);
         return Err(Error::plan(&tensor.name, reason));
     }
-    Ok(TensorInfo { dtype, ..info.clone() })
+    Ok(info)
 }
 
 impl Run<'_, '_> {
@@ -93,8 +99,9 @@ impl Run<'_, '_> {
         for wave in waves(&sizes, self.schedule.tensors, count) {
             self.pause()?;
             left[wave].par_iter().try_for_each(|item| {
-                let record = self.compress(item, &LayerStats::default())?;
-                self.commit(vec![record])
+                let (none, apart) = (LayerStats::default(), Folding::default());
+                let record = self.compress(item, &none, &apart)?;
+                self.commit(vec![Done { record, outputs: &item.outputs }])
             })?;
         }
         if blocks.is_empty() {
@@ -102,16 +109,22 @@ impl Run<'_, '_> {
         }
         let calibration =
             self.calibration.ok_or_else(|| Error::NeedsCalibration { what: "this plan".into() })?;
-        let mut view = View { source: self.source, sink: self.sink, written: HashMap::new() };
+        let mut view = View {
+            source: self.source,
+            sink: self.sink,
+            store: self.store,
+            written: HashMap::new(),
+            last: Mutex::new(None),
+        };
         view.show(rest);
         self.blocks(calibration, &blocks, view)
     }
 
-    fn blocks<'i>(
+    fn blocks<'v, 'i: 'v>(
         &self,
         calibration: &Calibration<'_>,
         blocks: &BTreeMap<usize, Vec<&'i Item<'i>>>,
-        mut view: View<'_>,
+        mut view: View<'v>,
     ) -> Result<()> {
         let model = calibration.model;
         let last = blocks.keys().copied().max().unwrap_or(0);
@@ -138,18 +151,20 @@ impl Run<'_, '_> {
     }
 
     /// Observes one block, with its weights as they were, and does its tensors.
-    fn block(
+    fn block<'i>(
         &self,
         calibration: &Calibration<'_>,
         index: usize,
-        items: &[&Item<'_>],
+        items: &[&'i Item<'i>],
         view: &View<'_>,
         hidden: &crate::hidden::HiddenStates,
     ) -> Result<()> {
         let model = calibration.model;
+        let is_norm = |i: &Item<'_>| matches!(i.tensor.action, Action::Fold { .. });
         let wanted: Vec<(LayerId, Needs, usize)> = items
             .iter()
-            .map(|i| (LayerId::from_tensor(&i.tensor.name), i.needs, i.info.shape[1]))
+            .filter(|i| !is_norm(i))
+            .map(|i| (LayerId::from_tensor(&i.tensor.name), i.needs, i.tensor.shape[1]))
             .collect();
         let passes = passes(&wanted, self.schedule.statistics);
         let mut block = Some(model.load_block(view, index)?);
@@ -162,13 +177,16 @@ impl Run<'_, '_> {
             if is_last {
                 block = None;
             }
-            let items: Vec<&Item<'_>> = items
+            let items: Vec<&'i Item<'i>> = items
                 .iter()
                 .copied()
-                .filter(|i| pass.contains_key(&LayerId::from_tensor(&i.tensor.name)))
+                .filter(|i| is_norm(i) || pass.contains_key(&LayerId::from_tensor(&i.tensor.name)))
                 .collect();
-            let statistics: u64 =
-                items.iter().map(|i| statistics_bytes(i.needs, i.info.shape[1])).sum();
+            let folding = self.folding(&items, &seen)?;
+            let statistics: u64 = pass
+                .iter()
+                .map(|(id, needs)| statistics_bytes(*needs, columns_of(&wanted, id)))
+                .sum();
             let states = hidden_bytes(calibration, self.schedule);
             let weights = if is_last { 0 } else { model.block_bytes() as u64 };
             let held = statistics + states + weights + (96 << 20);
@@ -176,15 +194,40 @@ impl Run<'_, '_> {
             let sizes: Vec<u64> = items.iter().map(|i| i.bytes).collect();
             for wave in waves(&sizes, tensors, usize::MAX) {
                 self.pause()?;
-                let done: Vec<TensorRecord> = items[wave]
+                let done: Vec<Done<'_>> = items[wave]
                     .par_iter()
-                    .map(|item| self.compress(item, self.stats_of(item, &seen)?))
+                    .map(|item| {
+                        let none = LayerStats::default();
+                        let stats = match is_norm(item) {
+                            true => &none,
+                            false => self.stats_of(item, &seen)?,
+                        };
+                        let record = self.compress(item, stats, &folding)?;
+                        Ok(Done { record, outputs: &item.outputs })
+                    })
                     .collect::<Result<_>>()?;
                 records.extend(done);
             }
         }
         // A block is safe as a whole: its layers were measured together.
         self.commit(records)
+    }
+
+    /// The scales of channels of a block, where they are folded.
+    fn folding(&self, items: &[&Item<'_>], seen: &[Observed]) -> Result<Folding> {
+        if matches!(self.store, Store::Dense) {
+            return Ok(Folding::default());
+        }
+        let mut planned = Vec::new();
+        for item in items {
+            if let Action::Quantize { method, scheme } = &item.tensor.action
+                && scales_channels(method)
+            {
+                let layer = LayerId::from_tensor(&item.tensor.name);
+                planned.push(Planned { layer, method, scheme: scheme.parse()? });
+            }
+        }
+        Folding::find(self.source, &planned, seen)
     }
 
     fn stats_of<'s>(&self, item: &Item<'_>, seen: &'s [Observed]) -> Result<&'s LayerStats> {
@@ -198,14 +241,21 @@ impl Run<'_, '_> {
         }
     }
 
-    fn compress(&self, item: &Item<'_>, stats: &LayerStats) -> Result<TensorRecord> {
+    fn compress(
+        &self,
+        item: &Item<'_>,
+        stats: &LayerStats,
+        folding: &Folding,
+    ) -> Result<TensorRecord> {
         let seed = Seed::new(self.plan.recipe.seed);
-        let Item { tensor, info, .. } = item;
-        Job { source: self.source, sink: self.sink, seed, tensor, info, stats }.run()
+        let Item { tensor, outputs, .. } = item;
+        let (source, sink, store) = (self.source, self.sink, self.store);
+        Job { source, sink, store, seed, tensor, outputs, stats, folding }.run()
     }
 
-    fn commit(&self, records: Vec<TensorRecord>) -> Result<()> {
-        self.sink.commit(&records)?;
+    fn commit(&self, done: Vec<Done<'_>>) -> Result<()> {
+        let records: Vec<TensorRecord> = done.iter().map(|d| d.record.clone()).collect();
+        self.sink.commit(done)?;
         for record in records {
             let name = record.name.clone();
             let mut all = lock(&self.records);
@@ -237,18 +287,87 @@ fn hidden_bytes(calibration: &Calibration<'_>, schedule: &Schedule) -> u64 {
     if schedule.spills { 0 } else { calibration.samples() as u64 * calibration.state_bytes() }
 }
 
-/// The source, with the tensors that are done as they were written.
-struct View<'a> {
-    source: &'a Checkpoint,
-    sink: &'a dyn Sink,
-    written: HashMap<String, TensorInfo>,
+/// Input channels of a layer that is observed.
+fn columns_of(wanted: &[(LayerId, Needs, usize)], layer: &LayerId) -> usize {
+    wanted.iter().find(|(id, ..)| id == layer).map_or(0, |(.., columns)| *columns)
 }
 
-impl View<'_> {
-    fn show<'i>(&mut self, items: impl IntoIterator<Item = &'i Item<'i>>) {
-        let changed = items.into_iter().filter(|i| i.tensor.action != Action::Copy);
-        self.written.extend(changed.map(|i| (i.tensor.name.clone(), i.info.clone())));
+/// The source, with the tensors that are done as they were written.
+struct View<'a> {
+    source: &'a dyn ModelSource,
+    sink: &'a dyn Sink,
+    store: &'a Store,
+    written: HashMap<String, Shown<'a>>,
+    /// The last tensor that was decoded from codes, and its values.
+    last: Mutex<Option<(String, Arc<Vec<u8>>)>>,
+}
+
+/// A tensor as later blocks see it.
+struct Shown<'a> {
+    tensor: &'a PlannedTensor,
+    info: TensorInfo,
+    /// Whether the stored bytes are the delivered ones.
+    plain: bool,
+}
+
+impl<'a> View<'a> {
+    fn show<'i: 'a>(&mut self, items: impl IntoIterator<Item = &'i Item<'i>>) {
+        for item in items {
+            let tensor = item.tensor;
+            let plain = match (&tensor.action, self.store) {
+                (Action::Copy, _) => continue,
+                (Action::Prune { .. }, _) | (Action::Quantize { .. }, Store::Dense) => true,
+                (Action::Fold { .. }, store) => !matches!(store, Store::Gguf),
+                (Action::Quantize { .. }, _) => false,
+                // Embeddings and norms stay those of the source, whose values they are but for
+                // rounding.
+                (Action::Encode { .. }, _) if !is_layer(tensor) => continue,
+                (Action::Encode { .. }, _) => false,
+            };
+            let info = match (plain, item.outputs.first()) {
+                (true, Some(info)) => info.clone(),
+                _ => TensorInfo {
+                    name: tensor.name.clone(),
+                    dtype: DType::F32,
+                    shape: tensor.shape.clone(),
+                },
+            };
+            self.written.insert(tensor.name.clone(), Shown { tensor, info, plain });
+        }
     }
+
+    fn decoded(&self, shown: &Shown<'_>, offset: usize, buf: &mut [u8]) -> Result<()> {
+        let name = &shown.info.name;
+        let held = lock(&self.last).clone();
+        let bytes = match held {
+            Some((last, bytes)) if last == *name => bytes,
+            _ => {
+                // Not under the lock: decoding shares its work over threads.
+                let read = |info: &TensorInfo, at: usize, buf: &mut [u8]| {
+                    self.sink.read_part(info, at, buf)
+                };
+                let values = self.store.decode(shown.tensor, &read)?;
+                let bytes = Arc::new(encode_f32(name, DType::F32, &values)?);
+                *lock(&self.last) = Some((name.clone(), Arc::clone(&bytes)));
+                bytes
+            }
+        };
+        match bytes.get(offset..offset + buf.len()) {
+            Some(part) => {
+                buf.copy_from_slice(part);
+                Ok(())
+            }
+            None => {
+                let reason = format!("{} bytes at {offset} leave it", buf.len());
+                Err(Error::plan(name, reason))
+            }
+        }
+    }
+}
+
+/// Whether a tensor is a matrix of a block.
+fn is_layer(tensor: &PlannedTensor) -> bool {
+    tensor.shape.len() == 2 && block_of(&tensor.name).is_some()
 }
 
 impl TensorSource for View<'_> {
@@ -258,19 +377,20 @@ impl TensorSource for View<'_> {
 
     fn info(&self, name: &str) -> prune_core::Result<&TensorInfo> {
         match self.written.get(name) {
-            Some(info) => Ok(info),
+            Some(shown) => Ok(&shown.info),
             None => self.source.info(name),
         }
     }
 
     fn read_at(&self, name: &str, offset: usize, buf: &mut [u8]) -> prune_core::Result<()> {
-        match self.written.get(name) {
-            Some(info) => self
-                .sink
-                .read_part(info, offset, buf)
-                .map_err(|e| prune_core::Error::external(name, e)),
-            None => self.source.read_at(name, offset, buf),
-        }
+        let Some(shown) = self.written.get(name) else {
+            return self.source.read_at(name, offset, buf);
+        };
+        let read = match shown.plain {
+            true => self.sink.read_part(&shown.info, offset, buf),
+            false => self.decoded(shown, offset, buf),
+        };
+        read.map_err(|e| prune_core::Error::external(name, e))
     }
 }
 

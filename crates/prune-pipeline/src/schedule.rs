@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
-use prune_core::{LayerId, Needs, TensorInfo, TensorSource, block_of};
+use prune_core::{LayerId, Needs, QuantScheme, TensorInfo, TensorSource, block_of};
 use serde::Serialize;
 
 use crate::calibrate::Calibration;
 use crate::memory::Mebibytes;
 use crate::plan::{Action, Plan, PlannedTensor, pruner};
+use crate::plan_quantized::{KEEP, quantizer};
 use crate::{Error, MemoryBudget, Result};
 
 /// Bytes of a tensor that are read, changed or written at a time.
@@ -48,14 +49,34 @@ pub struct Schedule {
 
 /// Bytes that a planned tensor takes while it is worked on.
 pub(crate) fn tensor_bytes(tensor: &PlannedTensor, info: &TensorInfo) -> Result<u64> {
-    let Action::Prune { method, .. } = &tensor.action else { return Ok(2 * PIECE as u64) };
-    let (rows, cols) = info.matrix_shape()?;
-    let pruner = pruner(method)?;
+    let needs = tensor.action.needs()?;
+    let work = match &tensor.action {
+        Action::Copy => return Ok(2 * PIECE as u64),
+        // Read, decoded, encoded, and decoded again for the error.
+        Action::Encode { .. } => return Ok(4 * PIECE as u64),
+        // A norm.
+        Action::Fold { .. } => return Ok(2 * PIECE as u64),
+        Action::Prune { method, .. } => {
+            let (rows, cols) = info.matrix_shape()?;
+            pruner(method)?.workspace_bytes(rows, cols)
+        }
+        Action::Quantize { method, scheme } => {
+            let (rows, cols) = info.matrix_shape()?;
+            let scheme: QuantScheme = scheme.parse()?;
+            let codes = rows * cols;
+            let made = match method.as_str() {
+                KEEP => 2 * codes,
+                _ => quantizer(method)?.workspace_bytes(rows, cols),
+            };
+            // Packed, in words and in bytes.
+            made + 2 * scheme.nbytes(rows, cols)
+        }
+    };
+    let (_, cols) = info.matrix_shape()?;
     let values = 4 * info.numel();
     // The reported error multiplies panels of the weight by the Gram matrix in f32.
-    let error = if pruner.needs() == Needs::Gram { 4 * cols * cols } else { 0 };
-    let work = pruner.workspace_bytes(rows, cols).max(error);
-    Ok((values + work + 4 * PIECE) as u64)
+    let error = if needs == Needs::Gram { 4 * cols * cols } else { 0 };
+    Ok((values + work.max(error) + 4 * PIECE) as u64)
 }
 
 /// Bytes of the statistics of a layer.
@@ -93,14 +114,14 @@ impl Schedule {
         let threads = rayon::current_num_threads();
         let mut blocks: BTreeMap<usize, Vec<Load>> = BTreeMap::new();
         let mut free = Vec::new();
+        // Scales of layers that share an input, and of what makes it, need all statistics at once.
+        let folds = plan.tensors.iter().any(|t| matches!(t.action, Action::Fold { .. }));
         for tensor in &plan.tensors {
             let info = source.info(&tensor.name)?;
             let bytes = tensor_bytes(tensor, info)?;
-            let needs = match &tensor.action {
-                Action::Copy => Needs::Nothing,
-                Action::Prune { method, .. } => pruner(method)?.needs(),
-            };
+            let needs = tensor.action.needs()?;
             match block_of(&tensor.name) {
+                Some((_, _)) if matches!(tensor.action, Action::Fold { .. }) => {}
                 Some((block, _)) if needs != Needs::Nothing => {
                     let (_, cols) = info.matrix_shape()?;
                     let tokens = calibration.map_or(0, |c| c.windows.length());
@@ -117,7 +138,7 @@ impl Schedule {
         }
         let mut schedule = Self::data_free(&free, threads, budget);
         if let Some(calibration) = calibration.filter(|_| !blocks.is_empty()) {
-            schedule.add_calibrated(&blocks, calibration, threads, budget);
+            schedule.add_calibrated(&blocks, calibration, threads, budget, folds);
         }
         match budget.limit() {
             Some(limit) if schedule.least > limit => Err(Error::Memory {
@@ -154,6 +175,7 @@ impl Schedule {
         calibration: &Calibration<'_>,
         threads: usize,
         budget: MemoryBudget,
+        folds: bool,
     ) {
         let model = calibration.model;
         let weights = model.block_bytes() as u64;
@@ -165,7 +187,7 @@ impl Schedule {
         let hidden = calibration.samples() as u64 * calibration.state_bytes();
         let all = sum(|l| l.statistics).unwrap_or(0);
         let every = || blocks.values().flatten();
-        let one = every().map(|l| l.statistics).max().unwrap_or(0);
+        let one = if folds { all } else { every().map(|l| l.statistics).max().unwrap_or(0) };
         let heaviest = every().max_by_key(|l| l.statistics + l.tensor);
         let (name, heavy) =
             heaviest.map_or(("", 0), |l| (l.name.as_str(), l.statistics + l.tensor));

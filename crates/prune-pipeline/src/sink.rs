@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use prune_checkpoint::{Checkpoint, HfWriter, tensor_digest};
+use prune_checkpoint::{Hasher, StoredTensors};
 use prune_core::{TensorInfo, TensorSource};
 
 use crate::journal::Journal;
 use crate::manifest::{Manifest, TensorRecord};
+use crate::output::Output;
+use crate::schedule::PIECE;
 use crate::verify::Failure;
 use crate::{Error, Result};
 
@@ -18,10 +20,17 @@ pub(crate) trait Sink: Sync {
     fn copy_part(&self, info: &TensorInfo, offset: usize, bytes: &[u8]) -> Result<()>;
 
     /// The bytes of these tensors are complete: from here on they survive an interruption.
-    fn commit(&self, records: &[TensorRecord]) -> Result<()>;
+    fn commit(&self, done: Vec<Done<'_>>) -> Result<()>;
 
     /// Fills `buf` with bytes that were taken before.
     fn read_part(&self, info: &TensorInfo, offset: usize, buf: &mut [u8]) -> Result<()>;
+}
+
+/// A tensor of the plan that is done.
+pub(crate) struct Done<'a> {
+    pub(crate) record: TensorRecord,
+    /// What it is stored as.
+    pub(crate) outputs: &'a [TensorInfo],
 }
 
 /// A poisoned lock only means that another thread stopped with an error, which is reported.
@@ -31,28 +40,28 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Writes a checkpoint and its journal.
 pub(crate) struct WriteSink {
-    pub(crate) writer: HfWriter,
+    pub(crate) writer: Output,
     pub(crate) journal: Mutex<Journal>,
 }
 
 impl Sink for WriteSink {
     fn write_part(&self, info: &TensorInfo, offset: usize, bytes: &[u8]) -> Result<()> {
-        Ok(self.writer.write_part(&info.name, offset as u64, bytes)?)
+        self.writer.write_part(&info.name, offset, bytes)
     }
 
     fn copy_part(&self, info: &TensorInfo, offset: usize, bytes: &[u8]) -> Result<()> {
         self.write_part(info, offset, bytes)
     }
 
-    fn commit(&self, records: &[TensorRecord]) -> Result<()> {
-        for record in records {
-            self.writer.seal(&record.name)?;
+    fn commit(&self, done: Vec<Done<'_>>) -> Result<()> {
+        for output in done.iter().flat_map(|d| d.outputs) {
+            self.writer.seal(&output.name)?;
         }
-        lock(&self.journal).append(records.to_vec())
+        lock(&self.journal).append(done.into_iter().map(|d| d.record).collect())
     }
 
     fn read_part(&self, info: &TensorInfo, offset: usize, buf: &mut [u8]) -> Result<()> {
-        Ok(self.writer.read_part(&info.name, offset as u64, buf)?)
+        self.writer.read_part(&info.name, offset, buf)
     }
 }
 
@@ -61,14 +70,14 @@ impl Sink for WriteSink {
 /// Holds the bytes of changed tensors until they are compared, and for good those that differ, so
 /// that later blocks see what was made and not what is on the disk.
 pub(crate) struct CompareSink<'a> {
-    checkpoint: &'a Checkpoint,
+    checkpoint: &'a StoredTensors,
     recorded: BTreeMap<&'a str, &'a TensorRecord>,
     pending: Mutex<HashMap<String, Vec<u8>>>,
     failures: Mutex<Vec<Failure>>,
 }
 
 impl<'a> CompareSink<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, manifest: &'a Manifest) -> Self {
+    pub(crate) fn new(checkpoint: &'a StoredTensors, manifest: &'a Manifest) -> Self {
         let recorded = manifest.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         Self {
             checkpoint,
@@ -85,14 +94,15 @@ impl<'a> CompareSink<'a> {
         failures
     }
 
-    fn compare(&self, record: &TensorRecord) -> Option<String> {
+    fn compare(&self, done: &Done<'_>) -> Option<String> {
+        let record = &done.record;
         let Some(recorded) = self.recorded.get(record.name.as_str()) else {
             return Some("the manifest has no record of it".into());
         };
         if recorded.source_digest != record.source_digest {
             return Some("was made from another source tensor".into());
         }
-        match tensor_digest(self.checkpoint, &record.name) {
+        match outputs_digest(self.checkpoint, done.outputs) {
             Err(e) => Some(e.to_string()),
             Ok(found) if found != record.digest => {
                 Some(format!("is {found}; the recipe gives {}", record.digest))
@@ -118,14 +128,18 @@ impl Sink for CompareSink<'_> {
         Ok(())
     }
 
-    fn commit(&self, records: &[TensorRecord]) -> Result<()> {
-        for record in records {
-            match self.compare(record) {
+    fn commit(&self, done: Vec<Done<'_>>) -> Result<()> {
+        for done in &done {
+            match self.compare(done) {
                 None => {
-                    lock(&self.pending).remove(&record.name);
+                    let mut pending = lock(&self.pending);
+                    for output in done.outputs {
+                        pending.remove(&output.name);
+                    }
                 }
                 Some(reason) => {
-                    lock(&self.failures).push(Failure { tensor: record.name.clone(), reason });
+                    let tensor = done.record.name.clone();
+                    lock(&self.failures).push(Failure { tensor, reason });
                 }
             }
         }
@@ -142,4 +156,21 @@ impl Sink for CompareSink<'_> {
         }
         Ok(self.checkpoint.read_at(&info.name, offset, buf)?)
     }
+}
+
+/// The digest of stored tensors, one after the other.
+pub(crate) fn outputs_digest(source: &dyn TensorSource, outputs: &[TensorInfo]) -> Result<String> {
+    let mut hash = Hasher::default();
+    for output in outputs {
+        let size = source.info(&output.name)?.nbytes();
+        let mut piece = vec![0; PIECE.min(size)];
+        let mut offset = 0;
+        while offset < size {
+            let part = PIECE.min(size - offset);
+            source.read_at(&output.name, offset, &mut piece[..part])?;
+            hash.update(&piece[..part]);
+            offset += part;
+        }
+    }
+    Ok(hash.finish())
 }

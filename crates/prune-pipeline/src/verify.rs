@@ -1,8 +1,8 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use prune_checkpoint::{Checkpoint, Hasher, tensor_digest};
-use prune_core::{Mask, Pattern, TensorSource, check_finite, decode_f32};
+use prune_checkpoint::{Checkpoint, Hasher, QuantizedCheckpoint, StoredTensors, tensor_digest};
+use prune_core::{Mask, Pattern, QuantScheme, TensorInfo, TensorSource, check_finite, decode_f32};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -10,6 +10,8 @@ use crate::apply::file_digest;
 use crate::manifest::{MANIFEST, Manifest, TensorRecord};
 use crate::plan::{Action, PlannedTensor};
 use crate::schedule::PIECE;
+use crate::sink::outputs_digest;
+use crate::store::{Store, gguf_kind_of};
 use crate::{Error, Result};
 
 /// What [`verify`] found.
@@ -43,13 +45,15 @@ pub struct Failure {
 pub fn verify(directory: &Path) -> Result<Verification> {
     let manifest = Manifest::read(directory)?;
     let mut failures = Vec::new();
-    let checkpoint = match Checkpoint::open(directory) {
-        Ok(checkpoint) => checkpoint,
+    let stored = match StoredTensors::open(directory) {
+        Ok(stored) => stored,
         Err(e) => {
             let failures = vec![Failure { tensor: "checkpoint".into(), reason: e.to_string() }];
             return Ok(Verification { ok: false, tensors: 0, failures });
         }
     };
+    let checkpoint = stored.checkpoint();
+    let store = Store::of(&manifest.plan.recipe)?;
     let mut records: BTreeMap<&str, &TensorRecord> =
         manifest.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let pairs: Vec<(&PlannedTensor, Option<&TensorRecord>)> =
@@ -59,7 +63,7 @@ pub fn verify(directory: &Path) -> Result<Verification> {
         .map(|(planned, record)| {
             let reason = match record {
                 None => Some("planned, but the manifest has no record of it".to_string()),
-                Some(record) => check(&checkpoint, planned, record)?,
+                Some(record) => check(&stored, &store, planned, record)?,
             };
             Ok(reason.map(|reason| Failure { tensor: planned.name.clone(), reason }))
         })
@@ -71,22 +75,37 @@ pub fn verify(directory: &Path) -> Result<Verification> {
             reason: "recorded, but not planned".into(),
         }),
     );
-    for info in checkpoint.tensors() {
-        if !manifest.plan.tensors.iter().any(|t| t.name == info.name) {
+    let mut planned = BTreeSet::new();
+    for tensor in &manifest.plan.tensors {
+        planned.extend(store.outputs(tensor)?.into_iter().map(|o| o.name));
+    }
+    for info in stored.tensors() {
+        if !planned.contains(&info.name) {
             failures.push(Failure { tensor: info.name.clone(), reason: "was not planned".into() });
         }
     }
-    failures.extend(check_files(&checkpoint, &manifest)?);
-    let tensors = checkpoint.tensors().len();
+    if directory.is_dir() {
+        failures.extend(check_files(checkpoint, &manifest)?);
+    }
+    failures.extend(check_schemes(directory, &store, &manifest));
+    let tensors = manifest.plan.tensors.len();
     Ok(Verification { ok: failures.is_empty(), tensors, failures })
 }
 
 /// What is wrong with one tensor.
 fn check(
-    checkpoint: &Checkpoint,
+    stored: &StoredTensors,
+    store: &Store,
     planned: &PlannedTensor,
     record: &TensorRecord,
 ) -> Result<Option<String>> {
+    if matches!(
+        planned.action,
+        Action::Quantize { .. } | Action::Encode { .. } | Action::Fold { .. }
+    ) {
+        return check_stored(stored, store, planned, record);
+    }
+    let checkpoint = stored.checkpoint();
     let Ok(info) = checkpoint.info(&planned.name) else {
         return Ok(Some("is missing".into()));
     };
@@ -157,6 +176,79 @@ fn check(
     let found = hash.finish();
     Ok((found != record.digest)
         .then(|| format!("differs from what was written: {found} is not {}", record.digest)))
+}
+
+/// What is wrong with a tensor that is stored as codes, or in a GGUF file, or that was quantised.
+fn check_stored(
+    stored: &StoredTensors,
+    store: &Store,
+    planned: &PlannedTensor,
+    record: &TensorRecord,
+) -> Result<Option<String>> {
+    let outputs = store.outputs(planned)?;
+    for output in &outputs {
+        let Ok(info) = stored.info(&output.name) else {
+            return Ok(Some(format!("`{}` is missing", output.name)));
+        };
+        if info != output {
+            return Ok(Some(format!(
+                "`{}` is {} {:?}; planned as {} {:?}",
+                info.name, info.dtype, info.shape, output.dtype, output.shape
+            )));
+        }
+    }
+    if let (Some(found), Some(kind)) = (stored.kind(&planned.name), gguf_kind_of(&planned.action)?)
+        && found != kind
+    {
+        return Ok(Some(format!("is stored as {found}; planned as {kind}")));
+    }
+    let read = |info: &TensorInfo, offset: usize, buf: &mut [u8]| {
+        Ok(stored.read_at(&info.name, offset, buf)?)
+    };
+    match store.decode(planned, &read) {
+        Err(e) => return Ok(Some(e.to_string())),
+        Ok(values) => {
+            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                return Ok(Some(format!("element {i} is {}", values[i])));
+            }
+        }
+    }
+    let found = outputs_digest(stored, &outputs)?;
+    Ok((found != record.digest)
+        .then(|| format!("differs from what was written: {found} is not {}", record.digest)))
+}
+
+/// Whether readers of the format see the layers as they were planned.
+fn check_schemes(directory: &Path, store: &Store, manifest: &Manifest) -> Vec<Failure> {
+    let quantized = |t: &&PlannedTensor| matches!(t.action, Action::Quantize { .. });
+    let planned: Vec<&PlannedTensor> = manifest.plan.tensors.iter().filter(quantized).collect();
+    if !matches!(store, Store::Packed(_)) || planned.is_empty() {
+        return Vec::new();
+    }
+    let failure = |tensor: &str, reason: String| Failure { tensor: tensor.into(), reason };
+    let found = match QuantizedCheckpoint::open(directory) {
+        Ok(found) => found,
+        Err(e) => return vec![failure("config.json", e.to_string())],
+    };
+    let mut failures = Vec::new();
+    for tensor in planned {
+        let Action::Quantize { scheme, .. } = &tensor.action else { continue };
+        let layer = found.layers().iter().find(|l| l.id.weight_name() == tensor.name);
+        let Some(layer) = layer else {
+            failures.push(failure(&tensor.name, "is no quantised layer to readers".into()));
+            continue;
+        };
+        // Some formats store symmetric matrices with zero points in the middle.
+        let planned = scheme.parse::<QuantScheme>().ok();
+        let same = planned.is_some_and(|p| {
+            p.number == layer.scheme.number && p.granularity == layer.scheme.granularity
+        });
+        if !same {
+            let reason = format!("readers see `{}`; planned is `{scheme}`", layer.scheme);
+            failures.push(failure(&tensor.name, reason));
+        }
+    }
+    failures
 }
 
 const NEGATIVE_ZERO: u32 = 1 << 31;

@@ -1,11 +1,11 @@
 use prune_core::Quantizer;
 
-use crate::{Awq, ColumnOrder, Gptq, Hqq, MseSearch, Range, Rtn, SmoothQuant};
+use crate::{Awq, ColumnOrder, Gptq, GroupParams, Hqq, MseSearch, Range, Rtn, SmoothQuant};
 
 /// A method: its name, a line on what it does, and how to make it. Adding one adds a line here.
 type Entry = (&'static str, &'static str, fn() -> Box<dyn Quantizer>);
 
-const ENTRIES: [Entry; 7] = [
+const ENTRIES: [Entry; 8] = [
     ("rtn", "rounds every weight to the nearest code; data-free", || Box::<Rtn>::default()),
     ("rtn-mse", "rtn over the part of the range that gives the least error; data-free", || {
         Box::new(Rtn::default().range(Range::Mse(MseSearch::default())))
@@ -17,6 +17,14 @@ const ENTRIES: [Entry; 7] = [
     ("gptq-act", "gptq, loudest input channel first; needs calibration data", || {
         Box::new(Gptq::default().order(ColumnOrder::Activation))
     }),
+    (
+        "gptq-static",
+        "gptq-act with groups of neighbouring channels; needs calibration data",
+        || {
+            let gptq = Gptq::default().order(ColumnOrder::Activation);
+            Box::new(gptq.groups(GroupParams::Static))
+        },
+    ),
     ("awq", "scales channels by their inputs, clips, rounds; needs calibration data", || {
         Box::<Awq>::default()
     }),

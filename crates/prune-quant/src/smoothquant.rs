@@ -125,6 +125,10 @@ impl Quantizer for SmoothQuant {
         Needs::Columns
     }
 
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        6 * rows * cols + (1 << 20)
+    }
+
     fn supports(&self, scheme: &QuantScheme) -> Result<()> {
         two_bits_or_more(self.name(), scheme)
     }

@@ -50,9 +50,9 @@
 //! | [`Compensated`] | one pass of SparseGPT's updates | Gram matrix |
 //! | [`Refit`] | least squares on the support | Gram matrix |
 //!
-//! [`PRUNERS`] lists them and [`pruner`] makes one by name, `ria+refit` included. A score of your own
-//! takes one method: see [`ScorePruner`](prune_core::ScorePruner). [`permute_channels`] orders input
-//! channels so that N:M groups keep more. Where all layers of a model compete,
+//! [`PRUNERS`] lists them and [`pruner`] makes one by name, `ria+refit` included. A score of your
+//! own takes one method: see [`ScorePruner`](prune_core::ScorePruner). [`permute_channels`] orders
+//! input channels so that N:M groups keep more. Where all layers of a model compete,
 //! [`global_magnitude_counts`] says how many weights each gives up.
 //!
 //! [`Armor`] is no pruner but a [`Factoriser`](prune_core::Factoriser): it puts an N:M core between

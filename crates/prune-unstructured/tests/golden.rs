@@ -1,5 +1,5 @@
-//! Masks, scores and reconstruction errors against a numpy version of the released code of Wanda, RIA
-//! and NoWag and of magnitude pruning, in f64.
+//! Masks, scores and reconstruction errors against a numpy version of the released code of Wanda,
+//! RIA and NoWag and of magnitude pruning, in f64.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod layers;

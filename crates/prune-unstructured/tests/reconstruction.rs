@@ -1,6 +1,6 @@
 //! Methods that fit weights to outputs: masks, weights, errors and iteration counts against a numpy
-//! version (f64) of the released code of SparseGPT, ALPS, ADMM and DSnoT, itself checked against that
-//! code.
+//! version (f64) of the released code of SparseGPT, ALPS, ADMM and DSnoT, itself checked against
+//! that code.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod layers;

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 /// The order in which a GGUF file of architecture `llama` stores the rows of its query and key
 /// projections.
 ///
@@ -26,6 +28,25 @@ impl HeadOrder {
         let (head, row) = (row / self.head_rows, row % self.head_rows);
         let half = self.head_rows / 2;
         head * self.head_rows + 2 * (row % half) + row / half
+    }
+
+    /// Calls `visit` with the stored offset of each piece of a row in the `len` bytes from `offset`
+    /// on, and its place among them; rows have `row_bytes` bytes.
+    pub(super) fn pieces<E>(
+        self,
+        offset: usize,
+        len: usize,
+        row_bytes: usize,
+        mut visit: impl FnMut(usize, Range<usize>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = 0;
+        while at < len && row_bytes > 0 {
+            let (row, skip) = ((offset + at) / row_bytes, (offset + at) % row_bytes);
+            let take = (row_bytes - skip).min(len - at);
+            visit(self.stored_row(row) * row_bytes + skip, at..at + take)?;
+            at += take;
+        }
+        Ok(())
     }
 }
 

@@ -121,6 +121,25 @@ impl GgufSource {
         }
     }
 
+    /// How the tensor numbered `index` is stored.
+    pub(crate) fn kind(&self, index: usize) -> GgufType {
+        self.places[index].storage
+    }
+
+    /// Fills `buf` with stored bytes of the tensor numbered `index` from `offset` on, its rows in
+    /// the order in which they are delivered; the range was checked.
+    pub(crate) fn read_stored(&self, index: usize, offset: usize, buf: &mut [u8]) -> Result<()> {
+        let place = self.places[index];
+        let what = format_args!("tensor `{}`", self.tensors[index].name);
+        let Some(order) = place.order else {
+            return self.file.read_at(what, place.start + offset as u64, buf);
+        };
+        let row_bytes = place.row / place.storage.elements() * place.storage.bytes();
+        order.pieces(offset, buf.len(), row_bytes, |stored, here| {
+            self.file.read_at(what, place.start + stored as u64, &mut buf[here])
+        })
+    }
+
     /// Delivers bytes `offset..` of the stored run that starts at `start`.
     fn read_span(
         &self,

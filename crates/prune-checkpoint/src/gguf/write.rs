@@ -9,5 +9,5 @@ mod transcode;
 
 pub use choice::GgufTypes;
 pub use export::GgufExport;
-pub use file::{GgufTensor, GgufValue, GgufWriter};
+pub use file::{GgufOptions, GgufTensor, GgufValue, GgufWriter};
 pub use transcode::transcode;

@@ -6,14 +6,17 @@ use prune_core::{DType, LayerId, QuantizedMatrix, TensorInfo, TensorSource, enco
 use serde_json::Value;
 
 use super::{LayerReader, LayerTensors, QuantizedLayer, Reader, scale_dtype};
-use crate::{AuxiliaryFile, Checkpoint, Contents, Error, Result, awq, compressed_tensors, gptq};
+use crate::{
+    AuxiliaryFile, Checkpoint, Contents, Error, FileState, Result, awq, compressed_tensors, gptq,
+};
 
 /// A checkpoint in compressed-tensors, GPTQ or AWQ format, read as matrices of codes or, through
 /// [`TensorSource`], as the weights that they stand for.
 ///
 /// Weights are delivered under their plain names in the dtype of the scales, with the bits that the
 /// reference decoders give. Opening reads headers and shapes and checks all of them. A layer is
-/// decoded when it is asked for, and the last one is kept, so that it can be read in parts.
+/// decoded when it is asked for, and the last ones are kept, one for each thread, so that layers can
+/// be read in parts.
 ///
 /// | format | variants that are read |
 /// |---|---|
@@ -43,7 +46,8 @@ pub struct QuantizedCheckpoint {
     tensors: Vec<TensorInfo>,
     /// From the delivered name to the layer.
     of_weight: HashMap<String, usize>,
-    last: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
+    /// The layers that were decoded last, the newest first.
+    last: Mutex<Vec<(usize, Arc<Vec<u8>>)>>,
 }
 
 impl QuantizedCheckpoint {
@@ -55,7 +59,12 @@ impl QuantizedCheckpoint {
     /// other formats and variants, by name; [`Error::Tensor`] for a layer whose tensors do not go
     /// together.
     pub fn open(path: &Path) -> Result<Self> {
-        let source = Checkpoint::open(path)?;
+        Self::new(Checkpoint::open(path)?)
+    }
+
+    pub(crate) fn new(source: Checkpoint) -> Result<Self> {
+        let path = source.path().to_path_buf();
+        let path = path.as_path();
         let reader = reader(&source)?;
         let marker = format!(".{}", reader.marker());
         let names: Vec<LayerId> = source
@@ -74,7 +83,7 @@ impl QuantizedCheckpoint {
         }
         let mut layers = Vec::with_capacity(names.len());
         for layer in &names {
-            layers.push(reader.layer(&LayerTensors { source: &source, layer })?);
+            layers.push(reader.layer(&LayerTensors { source: &source, path, layer })?);
         }
         let infos: Vec<QuantizedLayer> = layers.iter().map(|l| l.info().clone()).collect();
         let mut tensors = Vec::new();
@@ -104,7 +113,7 @@ impl QuantizedCheckpoint {
         tensors.extend(source.tensors().iter().filter(|t| !belongs(t)).cloned());
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let format = reader.format();
-        Ok(Self { source, format, layers, infos, tensors, of_weight, last: Mutex::new(None) })
+        Ok(Self { source, format, layers, infos, tensors, of_weight, last: Mutex::new(Vec::new()) })
     }
 
     /// The path that was opened.
@@ -136,7 +145,8 @@ impl QuantizedCheckpoint {
 
     fn decode(&self, index: usize) -> Result<QuantizedMatrix> {
         let reader = &self.layers[index];
-        reader.read(&LayerTensors { source: &self.source, layer: &reader.info().id })
+        let path = self.source.path();
+        reader.read(&LayerTensors { source: &self.source, path, layer: &reader.info().id })
     }
 
     /// `config.json` without what it says about quantisation: that of the delivered weights.
@@ -159,6 +169,14 @@ impl QuantizedCheckpoint {
         self.source.tokenizer_json()
     }
 
+    /// As [`Checkpoint::file_states`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn file_states(&self) -> Result<Vec<FileState>> {
+        self.source.file_states()
+    }
+
     /// As [`Checkpoint::auxiliary_files`], for the delivered weights: without files that describe
     /// the quantisation.
     ///
@@ -175,21 +193,22 @@ impl QuantizedCheckpoint {
 
     /// The delivered bytes of a layer, decoded or from the last time.
     fn weight(&self, index: usize) -> prune_core::Result<Arc<Vec<u8>>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((held, bytes)) = last.as_ref()
-            && *held == index
-        {
+        let held = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = held().iter().find(|(i, _)| *i == index) {
             return Ok(Arc::clone(bytes));
         }
-        // Before the next is decoded, so that two are never held.
-        *last = None;
+        // Not under the lock: decoding shares its work over threads, and a thread that waits for
+        // the others may be given a read of another layer meanwhile.
         let layer = &self.infos[index];
-        let matrix = self.decode(index)?;
-        let values = matrix.dequantize();
+        let values = self.decode(index)?.dequantize();
         let dtype = scale_dtype(layer.scheme.scale).unwrap_or(DType::F32);
         let name = layer.id.weight_name();
         let bytes = Arc::new(encode_f32(&name, dtype, values.as_slice().unwrap_or_default())?);
-        *last = Some((index, Arc::clone(&bytes)));
+        let mut last = held();
+        last.retain(|(i, _)| *i != index);
+        last.insert(0, (index, Arc::clone(&bytes)));
+        // One for each thread that may be reading a layer in parts.
+        last.truncate(rayon::current_num_threads());
         Ok(bytes)
     }
 }
@@ -222,13 +241,26 @@ impl TensorSource for QuantizedCheckpoint {
 
 /// What reads the format that the configuration names.
 fn reader(source: &Checkpoint) -> Result<Box<dyn Reader>> {
-    let path = source.path();
-    let config = quantization_config(source)?;
+    let Some(config) = quantization_config(source)? else {
+        return Err(Error::Field {
+            path: source.path().to_path_buf(),
+            field: "quantization_config of config.json".to_string(),
+            found: "missing".to_string(),
+            expected: "a description of the quantisation; a model that is not quantised is \
+                       opened as a `Checkpoint`"
+                .to_string(),
+        });
+    };
+    reader_of(source.path(), &config)
+}
+
+/// What reads the format that a `quantization_config` names.
+pub(super) fn reader_of(path: &Path, config: &Value) -> Result<Box<dyn Reader>> {
     let method = config["quant_method"].as_str().unwrap_or("gptq");
     match method {
-        "compressed-tensors" => Ok(Box::new(compressed_tensors::PackedReader::new(path, &config)?)),
-        "gptq" => Ok(Box::new(gptq::GptqReader::new(path, &config)?)),
-        "awq" => Ok(Box::new(awq::AwqReader::new(path, &config)?)),
+        "compressed-tensors" => Ok(Box::new(compressed_tensors::PackedReader::new(path, config)?)),
+        "gptq" => Ok(Box::new(gptq::GptqReader::new(path, config)?)),
+        "awq" => Ok(Box::new(awq::AwqReader::new(path, config)?)),
         other => Err(Error::Unsupported {
             path: path.to_path_buf(),
             what: format!(
@@ -241,11 +273,11 @@ fn reader(source: &Checkpoint) -> Result<Box<dyn Reader>> {
 }
 
 /// `quantization_config`, or the file of its own that older GPTQ and AWQ models have.
-fn quantization_config(source: &Checkpoint) -> Result<Value> {
+pub(crate) fn quantization_config(source: &Checkpoint) -> Result<Option<Value>> {
     let config = source.config()?;
     for field in ["quantization_config", "compression_config"] {
         if let Some(found) = config.get(field).filter(|v| v.is_object()) {
-            return Ok(found.clone());
+            return Ok(Some(found.clone()));
         }
     }
     for file in source.auxiliary_files()? {
@@ -266,16 +298,8 @@ fn quantization_config(source: &Checkpoint) -> Result<Value> {
         })?;
         if let Some(fields) = found.as_object_mut() {
             fields.entry("quant_method").or_insert_with(|| method.into());
-            return Ok(found);
+            return Ok(Some(found));
         }
     }
-    Err(Error::Field {
-        path: source.path().to_path_buf(),
-        field: "quantization_config of config.json".to_string(),
-        found: "missing".to_string(),
-        expected:
-            "a description of the quantisation; a model that is not quantised is opened as a \
-                   `Checkpoint`"
-                .to_string(),
-    })
+    Ok(None)
 }

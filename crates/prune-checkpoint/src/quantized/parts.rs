@@ -4,7 +4,7 @@ use prune_core::{
     DType, LayerId, QuantScheme, QuantizedMatrix, ScaleFormat, TensorInfo, TensorSource,
 };
 
-use crate::{Checkpoint, Error, Result};
+use crate::{Error, Result};
 
 /// A quantised linear layer of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +43,9 @@ pub(crate) trait LayerReader: Send + Sync + std::fmt::Debug {
 
 /// The tensors of one layer, with errors that name them.
 pub(crate) struct LayerTensors<'a> {
-    pub(crate) source: &'a Checkpoint,
+    pub(crate) source: &'a dyn TensorSource,
+    /// Where the source is, for errors.
+    pub(crate) path: &'a Path,
     pub(crate) layer: &'a LayerId,
 }
 
@@ -69,7 +71,7 @@ impl LayerTensors<'_> {
         found: String,
         expected: String,
     ) -> Error {
-        let path = self.source.path().to_path_buf();
+        let path = self.path.to_path_buf();
         Error::Tensor { path, tensor: self.name(ending), field, found, expected }
     }
 

@@ -100,6 +100,13 @@ pub trait Quantizer: Send + Sync {
         Needs::Nothing
     }
 
+    /// Bytes that [`Quantizer::quantize`] takes for a weight of `rows x cols` besides the weight
+    /// itself and the statistics, with its result, for estimates.
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        // A byte a code, and scales, zero points and parameters of groups of 32.
+        rows * cols * 2 + (1 << 20)
+    }
+
     /// Whether the quantizer can make matrices of this scheme.
     ///
     /// # Errors

@@ -70,6 +70,10 @@ impl Quantizer for Awq {
         Needs::Gram
     }
 
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        24 * cols * cols + 16 * rows * cols + (1 << 20)
+    }
+
     fn supports(&self, scheme: &QuantScheme) -> Result<()> {
         two_bits_or_more(self.name(), scheme)?;
         if scheme.scale == ScaleFormat::Double {

@@ -296,6 +296,10 @@ impl Quantizer for Gptq {
         Needs::Gram
     }
 
+    fn workspace_bytes(&self, rows: usize, cols: usize) -> usize {
+        20 * cols * cols + 14 * rows * cols + (1 << 20)
+    }
+
     fn supports(&self, scheme: &QuantScheme) -> Result<()> {
         self.check(self.name(), scheme)
     }

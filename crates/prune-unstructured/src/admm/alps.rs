@@ -12,18 +12,19 @@ use crate::unit_layer::UnitLayer;
 /// Chooses mask and weights together by alternating directions whose penalty grows as the mask
 /// settles, then fits the weights on it: ALPS (Meng et al., NeurIPS 2024, arXiv 2406.07831).
 ///
-/// Input channels are scaled to norm 1. An iteration fits the weights with a pull of strength ρ to the
-/// nearest weights that have the pattern. Every third looks at how much of the mask has changed since:
-/// above 10 % of the weights that stay, ρ grows by 1.3, above 0.5 % by 1.2, above nothing by 1.1. While
-/// it has never grown, a small change means that ρ was too large from the start: it falls to a fifth,
-/// and the iteration starts over unless the mask stood still. When the mask stands still, or changes
-/// less than 0.03 % after 30 iterations, 10 steps of conjugate gradients finish.
+/// Input channels are scaled to norm 1. An iteration fits the weights with a pull of strength ρ to
+/// the nearest weights that have the pattern. Every third looks at how much of the mask has changed
+/// since: above 10 % of the weights that stay, ρ grows by 1.3, above 0.5 % by 1.2, above nothing by
+/// 1.1. While it has never grown, a small change means that ρ was too large from the start: it
+/// falls to a fifth, and the iteration starts over unless the mask stood still. When the mask
+/// stands still, or changes less than 0.03 % after 30 iterations, 10 steps of conjugate gradients
+/// finish.
 ///
-/// The best masks of this crate, for the longest time: an inverse of O(n³) in f64 for each new ρ, and
-/// O(m·n²) in f32 an iteration, of which there are 20 to 60. Where the released code takes one
-/// eigendecomposition for all ρ, this takes a Cholesky factor for each, which gives the same matrices
-/// sooner and with the same bits on any number of threads. A dead input channel, 0 on every token, is
-/// as loud as the damping makes it.
+/// The best masks of this crate, for the longest time: an inverse of O(n³) in f64 for each new ρ,
+/// and O(m·n²) in f32 an iteration, of which there are 20 to 60. Where the released code takes one
+/// eigendecomposition for all ρ, this takes a Cholesky factor for each, which has the same bits on
+/// any number of threads. A dead input channel, 0 on every token, is as loud as the damping makes
+/// it.
 ///
 /// ```
 /// use ndarray::array;
@@ -51,8 +52,8 @@ pub struct Alps {
 }
 
 impl Default for Alps {
-    /// As the released code: damping 0.01, ρ from 0.1, at most 300 iterations, 10 steps of conjugate
-    /// gradients.
+    /// As the released code: damping 0.01, ρ from 0.1, at most 300 iterations, 10 steps of
+    /// conjugate gradients.
     fn default() -> Self {
         Self { damping: 0.01, rho: 0.1, iterations: 300, refit_steps: 10 }
     }

@@ -11,16 +11,16 @@ use crate::unit_layer::UnitLayer;
 /// Prunes gradually while the weights that stay are fitted to the outputs, by the alternating
 /// direction method of multipliers (Boža 2024, arXiv 2401.02938).
 ///
-/// Input channels are scaled to norm 1, so that absolute values are Wanda's scores. Of 20 iterations
-/// the first 15 choose the mask anew, at the sparsity `s · (1 − (1 − t/15)³)`; each then moves the
-/// weights towards the best fit and the pattern at once. ρ is 1, so one inverse serves all of them:
-/// the cheapest strong method. O(n³) in f64 once, and O(m·n²) in f32 an iteration.
+/// Input channels are scaled to norm 1, so that absolute values are Wanda's scores. Of 20
+/// iterations the first 15 choose the mask anew, at the sparsity `s · (1 − (1 − t/15)³)`; each then
+/// moves the weights towards the best fit and the pattern at once. ρ is 1, so one inverse serves
+/// all of them: the cheapest strong method. O(n³) in f64 once, and O(m·n²) in f32 an iteration.
 ///
-/// Every pattern and scope is gradual: rows, blocks and channels by their own counts; N:M protects the
-/// n largest of each group and removes of the others, the smallest of the layer first.
+/// Every pattern and scope is gradual: rows, blocks and channels by their own counts; N:M protects
+/// the n largest of each group and removes of the others, the smallest of the layer first.
 ///
-/// [`Fidelity::Released`] uses the final sparsity from the first iteration on for an unstructured mask
-/// by layer, as the released code does there.
+/// [`Fidelity::Released`] uses the final sparsity from the first iteration on for an unstructured
+/// mask by layer, as the released code does there.
 ///
 /// ```
 /// use ndarray::array;

@@ -9,7 +9,7 @@ use crate::unit_layer::{panel_bytes, panel_rows};
 /// Bytes that inverting takes: the matrix, its shifted copy or factor, and three more while the
 /// inverse is made, all in f64; on every thread two panels of an iteration.
 pub(super) fn splitting_bytes(rows: usize, cols: usize) -> usize {
-    40 * cols * cols + panel_bytes(rows, cols, 2) + (2 << 20)
+    40 * cols * cols + panel_bytes(rows, cols, 2) + (8 << 20)
 }
 
 /// The state of an alternating direction method for

@@ -188,7 +188,7 @@ impl Pruner for Refit {
             }
         };
         let base = self.base.workspace_bytes(rows, cols);
-        4 * weights + weights / 8 + base.max(fit) + (1 << 20)
+        4 * weights + weights / 8 + base.max(fit) + (16 << 20)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {

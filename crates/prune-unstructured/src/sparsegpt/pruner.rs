@@ -14,25 +14,25 @@ use crate::unit_layer::panel_bytes;
 /// Removes weights column by column and lets the columns that follow make up for each: SparseGPT
 /// (Frantar and Alistarh 2023, arXiv 2301.00774).
 ///
-/// With `H = XᵀX + λI` and `H⁻¹ = Uᵀ U`, column j in its turn loses the weights of lowest
-/// `w² / U_jj²`, and every row i of what follows moves by `−(w_ij / U_jj) · U_j`. The mask adapts:
-/// it is chosen on weights that already make up for what went before, for N:M a group at a time, else
-/// a block of columns at a time, each block giving up the same part.
+/// With `H = XᵀX + λI` and `H⁻¹ = Uᵀ U`, column j in its turn loses the weights of lowest `w² /
+/// U_jj²`, and every row i of what follows moves by `−(w_ij / U_jj) · U_j`. The mask adapts: it is
+/// chosen on weights that already make up for what went before, for N:M a group at a time, else a
+/// block of columns at a time, each block giving up the same part.
 ///
-/// - By layer (the default) all weights of a block of columns compete; by row, each row gives up its
-///   part of every block. Blocks of weights and channels go by the sum of their scores.
-/// - λ is 0.01 of the mean diagonal. Where the Gram matrix is so indefinite that this does not help,
-///   it is raised tenfold as often as it takes, which [`PruneReport`] tells, or refused.
-/// - Dead input channels, 0 on every token, go first and stay out of the mean; the weights of one that
-///   are left stay as they are. The released code sets them to 0, also beyond the mask.
+/// - By layer (the default) all weights of a block of columns compete; by row, each row gives up
+///   its part of every block. Blocks of weights and channels go by the sum of their scores.
+/// - λ is 0.01 of the mean diagonal. Where the Gram matrix is so indefinite that this does not
+///   help, it is raised tenfold as often as it takes, which [`PruneReport`] tells, or refused.
+/// - Dead input channels, 0 on every token, go first and stay out of the mean; the weights of one
+///   that are left stay as they are. The released code sets them to 0, also beyond the mask.
 ///
-/// The result does not depend on the number of threads. With N:M or a given mask it does not depend on
-/// the size of a block but for rounding. O(n³/3) in f64 for the factor and O(m·n²) in f32, where the
-/// weight is `m x n`; 17 bytes a weight of a square layer at the peak, besides the weight and the Gram
-/// matrix.
+/// The result does not depend on the number of threads. With N:M or a given mask it does not depend
+/// on the size of a block but for rounding. O(n³/3) in f64 for the factor and O(m·n²) in f32, where
+/// the weight is `m x n`; 17 bytes a weight of a square layer at the peak, besides the weight and
+/// the Gram matrix.
 ///
-/// [`Fidelity::Released`] removes, of each block of an unstructured mask, everything up to the score at
-/// index `⌊sparsity · weights⌋` inclusive: one weight more than asked for, and its equals.
+/// [`Fidelity::Released`] removes, of each block of an unstructured mask, everything up to the
+/// score at index `⌊sparsity · weights⌋` inclusive: one weight more than asked for, and its equals.
 ///
 /// ```
 /// use ndarray::{Array2, array};
@@ -69,8 +69,8 @@ impl Default for SparseGpt {
 }
 
 impl SparseGpt {
-    /// Columns of a block, within which an unstructured mask is chosen at once. For N:M and blocks of
-    /// weights rounded down to whole groups, and at least one.
+    /// Columns of a block, within which an unstructured mask is chosen at once. For N:M and blocks
+    /// of weights rounded down to whole groups, and at least one.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] for 0.
@@ -105,8 +105,8 @@ impl SparseGpt {
         Self { fidelity, ..self }
     }
 
-    /// Removes what `mask` removes and lets the weights that it keeps make up for that, in one pass.
-    /// [`Refit`](crate::Refit) finds the best such weights, at a higher price.
+    /// Removes what `mask` removes and lets the weights that it keeps make up for that, in one
+    /// pass. [`Refit`](crate::Refit) finds the best such weights, at a higher price.
     ///
     /// # Errors
     /// [`Error::Shape`] when mask or statistics do not fit the weight; [`Error::NotFinite`];
@@ -185,7 +185,7 @@ impl Pruner for SparseGpt {
         // weights so far, what is carried to later columns, a flag for each weight, the mask.
         let sweep = 8 * pairs + 9 * weights + weights / 8;
         let block = 4 * self.block.min(cols) * (2 * rows + cols) + panel_bytes(rows, self.block, 1);
-        (20 * pairs).max(sweep + block) + (1 << 20)
+        (20 * pairs).max(sweep + block) + (6 << 20)
     }
 
     fn supports(&self, pattern: Pattern, scope: Scope) -> Result<()> {

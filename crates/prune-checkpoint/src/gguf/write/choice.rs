@@ -108,6 +108,21 @@ impl GgufTypes {
     }
 }
 
+impl GgufType {
+    /// This type, or what takes its place where rows of `cols` elements do not divide into its
+    /// blocks; see [`GgufTypes`].
+    ///
+    /// ```
+    /// use prune_checkpoint::GgufType;
+    /// let kind: GgufType = "q6_k".parse()?;
+    /// assert_eq!(kind.fitting(576).to_string(), "Q8_0");
+    /// # Ok::<(), prune_checkpoint::Error>(())
+    /// ```
+    pub fn fitting(self, cols: usize) -> GgufType {
+        fitting(self, cols)
+    }
+}
+
 /// `kind`, or what takes its place where rows of `cols` elements do not divide into its blocks.
 fn fitting(kind: GgufType, cols: usize) -> GgufType {
     use BlockType::*;

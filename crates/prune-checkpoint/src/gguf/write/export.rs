@@ -1,9 +1,7 @@
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use prune_core::{
-    DType, QuantizedMatrix, TensorInfo, TensorSink, TensorSource, decode_f32, encode_f32,
-};
+use prune_core::{DType, QuantizedMatrix, TensorInfo, TensorSink, decode_f32, encode_f32};
 use serde_json::Value;
 
 use super::super::names::gguf_name;
@@ -15,7 +13,7 @@ use super::file::{GgufTensor, GgufValue, GgufWriter};
 use super::metadata::{Config, Shape};
 use super::tokenizer::Sources;
 use super::transcode;
-use crate::{Checkpoint, Contents, Error, Result};
+use crate::{Contents, Error, GgufOptions, ModelSource, Result};
 
 /// Writes a model as a GGUF file for llama.cpp, a tensor at a time, under its Hugging Face names.
 ///
@@ -24,13 +22,15 @@ use crate::{Checkpoint, Contents, Error, Result};
 /// of queries and keys are permuted as llama.cpp wants them for `llama`.
 ///
 /// ```
-/// use prune_checkpoint::{BlockType, Checkpoint, GgufExport, GgufType, GgufTypes};
+/// use prune_checkpoint::{
+///     BlockType, Checkpoint, GgufExport, GgufOptions, GgufType, GgufTypes,
+/// };
 /// use prune_core::TensorSource;
 /// # fn convert(model: &std::path::Path, out: &std::path::Path)
 /// # -> Result<(), Box<dyn std::error::Error>> {
 /// let source = Checkpoint::open(model)?;
 /// let types = GgufTypes::standard(GgufType::Blocks(BlockType::Q4_0));
-/// let export = GgufExport::create(out, &source, &types, false)?;
+/// let export = GgufExport::create(out, &source, &types, &GgufOptions::default())?;
 /// for tensor in source.tensors() {
 ///     export.write(&tensor.name, &source.read_f32(&tensor.name)?)?;
 /// }
@@ -60,9 +60,9 @@ impl GgufExport {
     /// [`Error::Unsupported`] for a tensor that it does not know; those of [`GgufWriter::create`].
     pub fn create(
         out: &Path,
-        source: &Checkpoint,
+        source: &dyn ModelSource,
         types: &GgufTypes,
-        overwrite: bool,
+        options: &GgufOptions,
     ) -> Result<GgufExport> {
         let path = source.path();
         let json = source.config()?;
@@ -82,7 +82,7 @@ impl GgufExport {
         let mut metadata = vec![
             ("general.architecture".into(), GgufValue::String(shape.architecture.into())),
             ("general.type".into(), GgufValue::String("model".into())),
-            ("general.name".into(), GgufValue::String(name_of(path))),
+            ("general.name".into(), GgufValue::String(name_of(&json))),
             ("general.alignment".into(), GgufValue::U32(32)),
             ("general.quantization_version".into(), GgufValue::U32(2)),
             ("general.file_type".into(), GgufValue::U32(types.file_type())),
@@ -102,7 +102,7 @@ impl GgufExport {
                 kind: GgufType::Plain(DType::F32),
             });
         }
-        let writer = GgufWriter::create(out, metadata, tensors, overwrite)?;
+        let writer = GgufWriter::create(out, metadata, tensors, options)?;
         if let Some(factors) = &factors {
             writer.write(ROPE_FACTORS, &plain(ROPE_FACTORS, DType::F32, factors)?)?;
         }
@@ -163,6 +163,69 @@ impl GgufExport {
         self.writer.write(&place.tensor.name, &place.permuted(bytes))
     }
 
+    /// Stored bytes of the tensor with this Hugging Face name.
+    pub fn nbytes(&self, name: &str) -> Option<usize> {
+        self.places.get(name).and_then(|p| self.writer.nbytes(&p.tensor.name))
+    }
+
+    /// Writes stored bytes of a tensor from byte `offset` on, its rows in the order of the source;
+    /// see [`GgufWriter::write_part`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_part(&self, name: &str, offset: usize, bytes: &[u8]) -> Result<()> {
+        let place = self.place(name)?;
+        let stored = &place.tensor.name;
+        match place.order {
+            None => self.writer.write_part(stored, offset, bytes),
+            Some(order) => order.pieces(offset, bytes.len(), place.row_bytes(), |at, here| {
+                self.writer.write_part(stored, at, &bytes[here])
+            }),
+        }
+    }
+
+    /// Fills `buf` with what stands in the incomplete file, from stored byte `offset` of a tensor
+    /// on, its rows in the order of the source; see [`GgufWriter::read_part`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_part(&self, name: &str, offset: usize, buf: &mut [u8]) -> Result<()> {
+        let place = self.place(name)?;
+        let stored = &place.tensor.name;
+        match place.order {
+            None => self.writer.read_part(stored, offset, buf),
+            Some(order) => order.pieces(offset, buf.len(), place.row_bytes(), |at, here| {
+                self.writer.read_part(stored, at, &mut buf[here])
+            }),
+        }
+    }
+
+    /// Declares a tensor complete; see [`GgufWriter::seal`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seal(&self, name: &str) -> Result<()> {
+        self.writer.seal(&self.place(name)?.tensor.name)
+    }
+
+    /// See [`GgufWriter::scratch`].
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.writer.scratch(name)
+    }
+
+    /// See [`GgufWriter::keep`].
+    pub fn keep(&mut self) {
+        self.writer.keep();
+    }
+
+    /// See [`GgufWriter::add_beside`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_beside(&mut self, ending: &str, bytes: &[u8]) -> Result<()> {
+        self.writer.add_beside(ending, bytes)
+    }
+
     /// Completes the file; see [`GgufWriter::finish`].
     ///
     /// # Errors
@@ -188,6 +251,12 @@ impl TensorSink for GgufExport {
 }
 
 impl Place {
+    /// Stored bytes of a row.
+    fn row_bytes(&self) -> usize {
+        let row = self.tensor.shape.last().copied().unwrap_or(0);
+        row / self.tensor.kind.elements() * self.tensor.kind.bytes()
+    }
+
     /// The rows in the order of the file.
     fn permuted(&self, bytes: Vec<u8>) -> Vec<u8> {
         let Some(order) = self.order else { return bytes };
@@ -266,13 +335,16 @@ fn plain(name: &str, dtype: DType, values: &[f32]) -> Result<Vec<u8>> {
     })
 }
 
-fn name_of(path: &Path) -> String {
-    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
-    stem.map_or("model".to_string(), |s| s.to_string_lossy().into_owned())
+/// What the configuration calls the model; nothing of paths, so that the same model gives the same
+/// bytes.
+fn name_of(config: &Value) -> String {
+    let text = |field: &str| config[field].as_str().filter(|s| !s.is_empty());
+    let name = text("_name_or_path").or(text("model_type")).unwrap_or("model");
+    name.rsplit(['/', '\\']).next().unwrap_or(name).to_string()
 }
 
 fn tokenizer_metadata(
-    source: &Checkpoint,
+    source: &dyn ModelSource,
     config: &Value,
     vocabulary: usize,
 ) -> Result<Vec<(String, GgufValue)>> {

@@ -1,12 +1,24 @@
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::types::GgufType;
-use crate::positional::write_all_at;
+use crate::positional::{read_exact_at, write_all_at};
+use crate::staging::Staging;
 use crate::{Error, Result, limits};
+
+/// How a GGUF file is written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GgufOptions {
+    /// Whether a file at the output is replaced, once the new one is complete.
+    pub overwrite: bool,
+    /// Whether what an interrupted writer left behind is gone on with instead of removed: none of
+    /// its tensors counts as written before [`GgufWriter::seal`] says so.
+    pub resume: bool,
+    /// What is read meanwhile. An output that would be in it or contain it is refused.
+    pub source: Option<PathBuf>,
+}
 
 /// A metadata value of a GGUF file.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,10 +120,11 @@ impl GgufTensor {
 ///
 /// The list of tensors fixes every offset before the first byte, in the order given; offsets and
 /// the end are padded to 32 bytes, as ggml's reader demands. Until [`GgufWriter::finish`] the file
-/// is called `.NAME.prune-partial`, and is removed when the writer is dropped before.
+/// is in a directory `.NAME.prune-partial` beside the output, which is removed when the writer is
+/// dropped before, unless [`GgufWriter::keep`] was called.
 ///
 /// ```
-/// use prune_checkpoint::{GgufTensor, GgufType, GgufValue, GgufWriter};
+/// use prune_checkpoint::{GgufOptions, GgufTensor, GgufType, GgufValue, GgufWriter};
 /// use prune_core::DType;
 ///
 /// let directory = tempfile::tempdir()?;
@@ -119,7 +132,7 @@ impl GgufTensor {
 /// let tensor =
 ///     GgufTensor { name: "w".into(), shape: vec![2], kind: GgufType::Plain(DType::F32) };
 /// let metadata = vec![("general.architecture".into(), GgufValue::String("llama".into()))];
-/// let writer = GgufWriter::create(&out, metadata, vec![tensor], false)?;
+/// let writer = GgufWriter::create(&out, metadata, vec![tensor], &GgufOptions::default())?;
 /// writer.write("w", &[0, 0, 128, 63, 0, 0, 0, 64])?;
 /// assert!(!out.exists());
 /// writer.finish()?;
@@ -128,14 +141,14 @@ impl GgufTensor {
 /// ```
 #[derive(Debug)]
 pub struct GgufWriter {
+    // First, so that the file is closed when `staging` removes it.
     file: File,
-    temporary: PathBuf,
-    target: PathBuf,
-    overwrite: bool,
-    finished: bool,
+    staging: Staging,
     places: HashMap<String, Place>,
     /// The names in their order, for messages.
     names: Vec<String>,
+    /// Files that go beside the output, with their endings.
+    beside: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -145,6 +158,8 @@ struct Place {
     written: AtomicBool,
 }
 
+/// The file while it is incomplete.
+const FILE: &str = "model.gguf";
 const ALIGNMENT: u64 = 32;
 /// `GGML_MAX_NAME`, which counts a terminator.
 const NAME_BYTES: usize = 63;
@@ -153,14 +168,15 @@ impl GgufWriter {
     /// A writer of the file `out`, whose directory has to exist.
     ///
     /// # Errors
-    /// [`Error::OutputExists`] unless `overwrite`; [`Error::OutputName`] for a path that names no
-    /// file; [`Error::Plan`] for a key or tensor that is listed twice, a name that is too long, and
-    /// a shape that does not divide into the blocks of its type; [`Error::Io`].
+    /// [`Error::OutputExists`], [`Error::OutputProtected`], [`Error::OutputInSource`] and
+    /// [`Error::OutputName`] for an `out` that will not do; [`Error::Busy`] when another process
+    /// writes to it; [`Error::Plan`] for a key or tensor that is listed twice, a name that is too
+    /// long, and a shape that does not divide into the blocks of its type; [`Error::Io`].
     pub fn create(
         out: &Path,
         metadata: Vec<(String, GgufValue)>,
         tensors: Vec<GgufTensor>,
-        overwrite: bool,
+        options: &GgufOptions,
     ) -> Result<GgufWriter> {
         let mut head = header(&metadata, &tensors)?;
         pad(&mut head);
@@ -174,17 +190,92 @@ impl GgufWriter {
             names.push(tensor.name.clone());
             places.insert(tensor.name, place);
         }
-        let name = out.file_name().ok_or_else(|| Error::OutputName { path: out.to_path_buf() })?;
-        check_free(out, overwrite)?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(".prune-partial");
-        let temporary = out.with_file_name(hidden);
-        let create = |e| Error::io("create", &temporary, e);
-        let file = File::create(&temporary).map_err(create)?;
+        let GgufOptions { overwrite, resume, source } = options;
+        let staging = Staging::create_file(out, source.as_deref(), *overwrite, *resume)?;
+        let path = staging.path(FILE);
+        let create = |e| Error::io("create", &path, e);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(create)?;
         file.set_len(at).and_then(|()| write_all_at(&file, &head, 0)).map_err(create)?;
-        let target = out.to_path_buf();
-        Ok(GgufWriter { file, temporary, target, overwrite, finished: false, places, names })
+        Ok(GgufWriter { file, staging, places, names, beside: Vec::new() })
+    }
+
+    /// The path of a file of the caller's own, such as a journal, beside the incomplete output.
+    /// [`GgufWriter::finish`] removes it.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.staging.path(name)
+    }
+
+    /// From here on an incomplete output stays on the disk, for [`GgufOptions::resume`].
+    pub fn keep(&mut self) {
+        self.staging.keep();
+    }
+
+    /// Stored bytes of a tensor.
+    pub(super) fn nbytes(&self, tensor: &str) -> Option<usize> {
+        self.places.get(tensor).map(|p| p.bytes)
+    }
+
+    fn part(&self, tensor: &str, offset: usize, len: usize) -> Result<(&Place, u64)> {
+        let place = self
+            .places
+            .get(tensor)
+            .ok_or_else(|| Error::NotPlanned { tensor: tensor.to_string() })?;
+        if offset.checked_add(len).is_none_or(|end| end > place.bytes) {
+            return Err(Error::PlanMismatch {
+                tensor: tensor.to_string(),
+                field: "range of bytes",
+                found: format!("{len} from {offset} on"),
+                expected: format!("within {}", place.bytes),
+            });
+        }
+        Ok((place, place.start + offset as u64))
+    }
+
+    fn io(&self, verb: &'static str, error: std::io::Error) -> Error {
+        Error::io(verb, &self.staging.path(FILE), error)
+    }
+
+    /// Writes stored bytes of a tensor from byte `offset` on. The tensor is complete when
+    /// [`GgufWriter::seal`] says so.
+    ///
+    /// # Errors
+    /// [`Error::NotPlanned`]; [`Error::WrittenTwice`] for a sealed tensor;
+    /// [`Error::PlanMismatch`] when the range leaves the tensor; [`Error::Io`].
+    pub fn write_part(&self, tensor: &str, offset: usize, bytes: &[u8]) -> Result<()> {
+        let (place, start) = self.part(tensor, offset, bytes.len())?;
+        if place.written.load(Ordering::Relaxed) {
+            return Err(Error::WrittenTwice { tensor: tensor.to_string() });
+        }
+        write_all_at(&self.file, bytes, start).map_err(|e| self.io("write", e))
+    }
+
+    /// Fills `buf` with what stands in the incomplete file, from stored byte `offset` of the tensor
+    /// on.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::write_part`], but for [`Error::WrittenTwice`].
+    pub fn read_part(&self, tensor: &str, offset: usize, buf: &mut [u8]) -> Result<()> {
+        let (_, start) = self.part(tensor, offset, buf.len())?;
+        read_exact_at(&self.file, buf, start).map_err(|e| self.io("read", e))
+    }
+
+    /// Declares a tensor complete, after making its bytes durable.
+    ///
+    /// # Errors
+    /// [`Error::NotPlanned`]; [`Error::WrittenTwice`]; [`Error::Io`].
+    pub fn seal(&self, tensor: &str) -> Result<()> {
+        let (place, _) = self.part(tensor, 0, 0)?;
+        self.file.sync_data().map_err(|e| self.io("write", e))?;
+        match place.written.swap(true, Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::WrittenTwice { tensor: tensor.to_string() }),
+        }
     }
 
     /// Writes the stored bytes of one tensor: elements in little-endian order, or blocks.
@@ -193,21 +284,34 @@ impl GgufWriter {
     /// [`Error::NotPlanned`]; [`Error::WrittenTwice`]; [`Error::PlanMismatch`] for another number
     /// of bytes than the shape and the type give; [`Error::Io`].
     pub fn write(&self, tensor: &str, bytes: &[u8]) -> Result<()> {
-        let name = || tensor.to_string();
-        let place = self.places.get(tensor).ok_or_else(|| Error::NotPlanned { tensor: name() })?;
+        let (place, start) = self.part(tensor, 0, 0)?;
         if bytes.len() != place.bytes {
             return Err(Error::PlanMismatch {
-                tensor: name(),
+                tensor: tensor.to_string(),
                 field: "length in bytes",
                 found: bytes.len().to_string(),
                 expected: place.bytes.to_string(),
             });
         }
         if place.written.swap(true, Ordering::Relaxed) {
-            return Err(Error::WrittenTwice { tensor: name() });
+            return Err(Error::WrittenTwice { tensor: tensor.to_string() });
         }
-        write_all_at(&self.file, bytes, place.start)
-            .map_err(|e| Error::io("write", &self.temporary, e))
+        write_all_at(&self.file, bytes, start).map_err(|e| self.io("write", e))
+    }
+
+    /// Adds a file that will lie beside the output, as `OUTPUT.ENDING`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn add_beside(&mut self, ending: &str, bytes: &[u8]) -> Result<()> {
+        let name = format!("beside-{}", self.beside.len());
+        let path = self.staging.path(&name);
+        let write = |e| Error::io("write", &path, e);
+        let mut file = File::create(&path).map_err(write)?;
+        std::io::Write::write_all(&mut file, bytes).map_err(write)?;
+        file.sync_all().map_err(write)?;
+        self.beside.push((name, ending.to_string()));
+        Ok(())
     }
 
     /// Completes the file: checks that every tensor was written, makes it durable and gives it its
@@ -216,7 +320,7 @@ impl GgufWriter {
     /// # Errors
     /// [`Error::NotWritten`]; [`Error::OutputExists`] when something has appeared at the output
     /// meanwhile; [`Error::Io`].
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         let open = |name: &&String| {
             self.places.get(*name).is_none_or(|p| !p.written.load(Ordering::Relaxed))
         };
@@ -224,34 +328,8 @@ impl GgufWriter {
         if let Some(first) = missing.first() {
             return Err(Error::NotWritten { tensor: (*first).clone(), missing: missing.len() });
         }
-        self.file.sync_all().map_err(|e| Error::io("write", &self.temporary, e))?;
-        check_free(&self.target, self.overwrite)?;
-        fs::rename(&self.temporary, &self.target)
-            .map_err(|e| Error::io("rename to its final name", &self.temporary, e))?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for GgufWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing can be reported from here, and the next run truncates what is left.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-fn check_free(out: &Path, overwrite: bool) -> Result<()> {
-    match fs::symlink_metadata(out) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io("open", out, e)),
-        Ok(found) if !found.is_file() => Err(Error::OutputProtected {
-            path: out.to_path_buf(),
-            reason: "it is not a regular file".to_string(),
-        }),
-        Ok(_) if overwrite => Ok(()),
-        Ok(_) => Err(Error::OutputExists { path: out.to_path_buf() }),
+        self.file.sync_all().map_err(|e| self.io("write", e))?;
+        self.staging.commit_file(FILE, &self.beside)
     }
 }
 

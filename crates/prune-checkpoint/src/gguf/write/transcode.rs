@@ -1,4 +1,4 @@
-use prune_core::{Granularity, NumberFormat, QuantizedMatrix, ZeroPoint};
+use prune_core::{Granularity, NumberFormat, QuantScheme, QuantizedMatrix, ZeroPoint};
 
 use half::f16;
 
@@ -100,6 +100,34 @@ pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<
     match super::super::encode::first_overflow(to, &out) {
         None => Ok(out),
         Some(_) => Err(refuse("scales and minima within f16")),
+    }
+}
+
+impl BlockType {
+    /// The type to which [`transcode`] takes matrices of this scheme; `None` where there is none.
+    ///
+    /// ```
+    /// use prune_checkpoint::BlockType;
+    /// assert_eq!(BlockType::of_scheme(&"int4 g32".parse()?), Some(BlockType::Q4_0));
+    /// assert_eq!(BlockType::of_scheme(&"int4 g64 asym".parse()?), Some(BlockType::Q4_1));
+    /// assert_eq!(BlockType::of_scheme(&"int3 g32".parse()?), None);
+    /// # Ok::<(), prune_core::Error>(())
+    /// ```
+    pub fn of_scheme(scheme: &QuantScheme) -> Option<BlockType> {
+        let NumberFormat::Int { bits } = scheme.number else { return None };
+        match scheme.granularity {
+            Granularity::Group(n) if !n.is_multiple_of(BLOCK) => return None,
+            Granularity::Flat(_) => return None,
+            _ => {}
+        }
+        match (bits, scheme.zero == ZeroPoint::Symmetric) {
+            (4, true) => Some(BlockType::Q4_0),
+            (4, false) => Some(BlockType::Q4_1),
+            (5, true) => Some(BlockType::Q5_0),
+            (5, false) => Some(BlockType::Q5_1),
+            (8, true) => Some(BlockType::Q8_0),
+            _ => None,
+        }
     }
 }
 
