@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::flags::Flags;
 use crate::kv;
 use crate::model::{Wanted, load, open, windows};
+use crate::output::say;
 use crate::verify;
 
 pub(crate) fn run(command: Command) -> Result<(), Error> {
@@ -69,13 +70,13 @@ fn inspect(model: &str, as_json: bool) -> Result<(), Error> {
                     "sparsity": sparsity})
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&json!({ "layers": layers }))?);
+        say!("{}", serde_json::to_string_pretty(&json!({ "layers": layers }))?);
         return Ok(());
     }
-    println!("{:<48} {:>16} {:>6} {:>9}", "layer", "shape", "dtype", "sparsity");
+    say!("{:<48} {:>16} {:>6} {:>9}", "layer", "shape", "dtype", "sparsity");
     for (layer, dtype, sparsity) in rows {
         let shape = format!("{} x {}", layer.shape[0], layer.shape[1]);
-        println!("{:<48} {shape:>16} {:>6} {sparsity:>9.4}", layer.id.as_str(), dtype.name());
+        say!("{:<48} {shape:>16} {:>6} {sparsity:>9.4}", layer.id.as_str(), dtype.name());
     }
     Ok(())
 }
@@ -88,27 +89,32 @@ fn show_diff(before: &str, after: &str, all: bool, as_json: bool) -> Result<(), 
         tensors.retain(|t| !t.is_equal());
     }
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&json!({ "tensors": tensors }))?);
+        say!("{}", serde_json::to_string_pretty(&json!({ "tensors": tensors }))?);
         return Ok(());
     }
-    println!(
+    say!(
         "{:<52} {:>10} {:>18} {:>12} {:>12} {:>10}",
-        "tensor", "changed", "zeros", "pattern", "dtype", "rel. norm"
+        "tensor",
+        "changed",
+        "zeros",
+        "pattern",
+        "dtype",
+        "rel. norm"
     );
     for t in &tensors {
         let (Some(x), Some(y)) = (&t.before, &t.after) else {
             let place = if t.before.is_some() { before } else { after };
-            println!("{:<52} only in {place}", t.tensor);
+            say!("{:<52} only in {place}", t.tensor);
             continue;
         };
         if x.shape != y.shape {
-            println!("{:<52} {:?} -> {:?}", t.tensor, x.shape, y.shape);
+            say!("{:<52} {:?} -> {:?}", t.tensor, x.shape, y.shape);
             continue;
         }
         let pair = |a: String, b: String| if a == b { a } else { format!("{a} -> {b}") };
         let number = |n: Option<usize>| n.map_or("-".into(), |n| n.to_string());
         let text = |s: &Option<String>| s.clone().unwrap_or_else(|| "-".into());
-        println!(
+        say!(
             "{:<52} {:>10} {:>18} {:>12} {:>12} {:>10}",
             t.tensor,
             number(t.changed),
@@ -118,7 +124,7 @@ fn show_diff(before: &str, after: &str, all: bool, as_json: bool) -> Result<(), 
             t.relative_norm.map_or("-".into(), |n| format!("{n:.3e}")),
         );
     }
-    println!("{count} tensors, {} shown", tensors.len());
+    say!("{count} tensors, {} shown", tensors.len());
     Ok(())
 }
 
@@ -146,13 +152,13 @@ fn eval(
     let subject = Weighted { model: &*loaded, weights: &*checkpoint };
     let result = evaluate(subject, &windows, base)?;
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&result)?);
+        say!("{}", serde_json::to_string_pretty(&result)?);
         return Ok(());
     }
-    println!("perplexity {:.4} over {} tokens", result.perplexity, result.tokens);
+    say!("perplexity {:.4} over {} tokens", result.perplexity, result.tokens);
     if let (Some(kl), Some(base)) = (result.kl, result.baseline_perplexity) {
-        println!("baseline   {base:.4}, KL divergence {kl:.6} nats a token");
+        say!("baseline   {base:.4}, KL divergence {kl:.6} nats a token");
     }
-    println!("{:.1} s, {:.0} tokens/s", result.seconds, result.tokens_per_second);
+    say!("{:.1} s, {:.0} tokens/s", result.seconds, result.tokens_per_second);
     Ok(())
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::args::{CalibrationArgs, OutputArgs};
 use crate::error::Error;
 use crate::model::{Wanted, load, open, windows};
+use crate::output::say;
 use crate::progress::Bar;
 use crate::verify::report_failures;
 
@@ -74,7 +75,7 @@ pub(crate) fn plan(
 ) -> Result<(), Error> {
     let (plan, schedule) = Job::new(model, recipe, calibration, memory)?.plan()?;
     if as_json {
-        println!("{}", plan.to_json()?);
+        say!("{}", plan.to_json()?);
     } else {
         print_plan(&plan, &schedule);
     }
@@ -133,21 +134,21 @@ fn run(mut job: Job, output: &OutputArgs) -> Result<(), Error> {
     if output.json {
         let report = json!({"out": out, "totals": plan.totals, "schedule": schedule,
             "tensors": manifest.tensors, "verification": verification});
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print_plan(&plan, &schedule);
         for tensor in &manifest.tensors {
             for note in tensor.notes() {
-                println!("{}: {note}", tensor.name);
+                say!("{}: {note}", tensor.name);
             }
         }
-        println!("wrote and verified {}", out.display());
+        say!("wrote and verified {}", out.display());
     }
     if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
 }
 
 fn print_plan(plan: &Plan, schedule: &Schedule) {
-    println!("{:<56} {:>10} {:>22} {:>9}", "tensor", "method", "pattern or scheme", "sparsity");
+    say!("{:<56} {:>10} {:>22} {:>9}", "tensor", "method", "pattern or scheme", "sparsity");
     for tensor in &plan.tensors {
         let name = &tensor.name;
         match &tensor.action {
@@ -156,13 +157,13 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
             | Action::Factorise { method, pattern, remove, .. } => {
                 let all: usize = tensor.shape.iter().product();
                 let sparsity = *remove as f64 / all.max(1) as f64;
-                println!("{name:<56} {method:>10} {pattern:>22} {sparsity:>9.4}");
+                say!("{name:<56} {method:>10} {pattern:>22} {sparsity:>9.4}");
             }
             Action::Quantize { method, scheme } => {
-                println!("{name:<56} {method:>10} {scheme:>22}");
+                say!("{name:<56} {method:>10} {scheme:>22}");
             }
             Action::Encode { kind } if tensor.shape.len() == 2 => {
-                println!("{name:<56} {:>10} {kind:>22}", "ggml");
+                say!("{name:<56} {:>10} {kind:>22}", "ggml");
             }
             Action::Encode { .. } => {}
         }
@@ -170,17 +171,18 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
     let t = &plan.totals;
     if t.planned_weights > 0 {
         draw_allocation(plan);
-        println!("{} of {} weights removed ({:.4})", t.removed, t.planned_weights, t.sparsity);
+        say!("{} of {} weights removed ({:.4})", t.removed, t.planned_weights, t.sparsity);
     }
     if t.quantized_weights > 0 {
         let bits = 8.0 * t.quantized_bytes as f64 / t.quantized_weights as f64;
-        println!(
+        say!(
             "{} weights quantised to {} bytes, {bits:.4} bits each with scales and zero points",
-            t.quantized_weights, t.quantized_bytes
+            t.quantized_weights,
+            t.quantized_bytes
         );
     }
-    println!("{} parameters in all; {} bytes to write", t.parameters, t.bytes);
-    println!("{schedule}");
+    say!("{} parameters in all; {} bytes to write", t.parameters, t.bytes);
+    say!("{schedule}");
 }
 
 /// The sparsity of each block, as bars.
@@ -194,10 +196,10 @@ fn draw_allocation(plan: &Plan) {
             sums.1 += tensor.shape.iter().product::<usize>();
         }
     }
-    println!("\nsparsity by block");
+    say!("\nsparsity by block");
     for (block, (removed, all)) in blocks {
         let sparsity = removed as f64 / all.max(1) as f64;
-        println!("{block:>5} {sparsity:>8.4} {}", "#".repeat((40.0 * sparsity).round() as usize));
+        say!("{block:>5} {sparsity:>8.4} {}", "#".repeat((40.0 * sparsity).round() as usize));
     }
-    println!();
+    say!("");
 }

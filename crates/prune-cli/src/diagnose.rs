@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{DiagnoseArgs, SpectralMethod};
 use crate::error::Error;
 use crate::model::open;
+use crate::output::say;
 use crate::progress::Bar;
 
 /// What was measured of one layer.
@@ -62,7 +63,7 @@ pub(crate) fn run(args: &DiagnoseArgs) -> Result<(), Error> {
         plot(&*checkpoint, &reports, directory)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&to_json(&reports))?);
+        say!("{}", serde_json::to_string_pretty(&to_json(&reports))?);
     } else {
         print(&reports);
     }
@@ -215,7 +216,7 @@ fn block_means(reports: &[LayerReport]) -> BTreeMap<usize, f64> {
 
 fn print(reports: &[LayerReport]) {
     let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.3}"));
-    println!(
+    say!(
         "{:<44} {:>13} {:>8} {:>16} {:>9} {:>11} {:>7} {:>8}",
         "layer",
         "shape",
@@ -230,7 +231,7 @@ fn print(reports: &[LayerReport]) {
         let shape = format!("{} x {}", r.layer.shape[0], r.layer.shape[1]);
         let whole = r.whole.as_ref();
         let interval = r.farms.and_then(|(_, i)| i).or(whole.and_then(|d| d.interval));
-        println!(
+        say!(
             "{:<44} {shape:>13} {:>8} {:>16} {:>9} {:>11} {:>7} {:>8.3}",
             r.layer.id.as_str(),
             number(r.alpha()),
@@ -244,17 +245,17 @@ fn print(reports: &[LayerReport]) {
     let means = block_means(reports);
     let (low, high) =
         means.values().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), a| (l.min(*a), h.max(*a)));
-    println!("\nmean alpha by block");
+    say!("\nmean alpha by block");
     for (block, alpha) in &means {
         let part = if high > low { (alpha - low) / (high - low) } else { 0.0 };
-        println!("{block:>5} {alpha:>8.3} {}", "#".repeat(4 + (36.0 * part) as usize));
+        say!("{block:>5} {alpha:>8.3} {}", "#".repeat(4 + (36.0 * part) as usize));
     }
     for r in reports {
         if let Some(note) = &r.note {
-            println!("{}: {note}", r.layer.id);
+            say!("{}: {note}", r.layer.id);
         }
         if let Some(warning) = r.alpha().and_then(Warning::of) {
-            println!("{}: {warning} (alpha {})", r.layer.id, number(r.alpha()));
+            say!("{}: {warning} (alpha {})", r.layer.id, number(r.alpha()));
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::args::{KvLayout, KvTuneArgs};
 use crate::error::Error;
 use crate::model::{Wanted, open, windows};
+use crate::output::say;
 use crate::progress::Bar;
 
 /// Tokens that see one another in full precision.
@@ -77,24 +78,24 @@ pub(crate) fn tune(args: &KvTuneArgs) -> Result<(), Error> {
     if args.json {
         let report = json!({"out": args.out, "report": report, "chosen": best,
             "seconds": start.elapsed().as_secs_f64()});
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
-    println!(
+    say!(
         "{} groups of layers, {:.3e} configurations",
         tuning.space().groups().len(),
         tuning.space().size()
     );
-    println!("{:>9} {:>9} {:>11}", "bits", "true bits", "perplexity");
+    say!("{:>9} {:>9} {:>11}", "bits", "true bits", "perplexity");
     let line = |code: f64, stored: f64, perplexity: f64| {
-        println!("{code:>9.3} {stored:>9.3} {perplexity:>11.4}");
+        say!("{code:>9.3} {stored:>9.3} {perplexity:>11.4}");
     };
     line(32.0, 32.0, report.dense.perplexity);
     for trial in tuning.front() {
         line(trial.code_bits, trial.stored_bits, (-trial.accuracy).exp());
     }
-    println!("wrote {}: {:.3} bits, {}", args.out.display(), best.code_bits, names(&config));
-    println!("{:.1} s", start.elapsed().as_secs_f64());
+    say!("wrote {}: {:.3} bits, {}", args.out.display(), best.code_bits, names(&config));
+    say!("{:.1} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -121,16 +122,21 @@ pub(crate) fn evaluate(
             "dense_perplexity": dense.perplexity, "bits": bits.0, "stored_bits": bits.1,
             "cache_bytes": found.cache_bytes, "dense_cache_bytes": dense.cache_bytes,
             "seconds": start.elapsed().as_secs_f64()});
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
-    println!(
+    say!(
         "perplexity {:.4} over {} tokens; {:.4} through a cache of f32",
-        found.perplexity, found.tokens, dense.perplexity
+        found.perplexity,
+        found.tokens,
+        dense.perplexity
     );
-    println!(
+    say!(
         "{:.3} bits a number, {:.3} with scales and offsets; caches of {} bytes, {} in f32",
-        bits.0, bits.1, found.cache_bytes, dense.cache_bytes
+        bits.0,
+        bits.1,
+        found.cache_bytes,
+        dense.cache_bytes
     );
     Ok(())
 }

@@ -10,6 +10,7 @@ mod error;
 mod flags;
 mod kv;
 mod model;
+mod output;
 mod progress;
 mod verify;
 
@@ -19,7 +20,13 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match commands::run(args::Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => match output::failure() {
+            None => ExitCode::SUCCESS,
+            Some(error) => {
+                eprintln!("error: standard output: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Err(error) => {
             eprintln!("error: {error}");
             let mut cause = std::error::Error::source(&error);

@@ -7,6 +7,7 @@ use prune_pipeline::{
 
 use crate::error::Error;
 use crate::model::{Wanted, load, open, windows};
+use crate::output::say;
 use crate::progress::Bar;
 
 /// `prune verify`: what stands on the disk against its manifest.
@@ -52,13 +53,13 @@ pub(crate) fn check_again(
 
 fn report(directory: &Path, verification: &Verification, as_json: bool) -> Result<(), Error> {
     if as_json {
-        println!("{}", serde_json::to_string_pretty(verification)?);
+        say!("{}", serde_json::to_string_pretty(verification)?);
     } else if verification.ok {
         let Verification { tensors, factors, .. } = verification;
         print!("{}: {tensors} tensors verified", directory.display());
         match factors {
-            0 => println!(),
-            _ => println!(", and {factors} factors against the product"),
+            0 => say!(""),
+            _ => say!(", and {factors} factors against the product"),
         }
     }
     if verification.ok { Ok(()) } else { report_failures(&verification.failures) }
