@@ -133,8 +133,10 @@ fn a_changed_recipe_or_source_or_calibration_is_refused_by_name() {
     let error = compress(&out, true, &other, usize::MAX).unwrap_err().to_string();
     assert!(error.contains("the recipe is not what it was"), "{error}");
     let error = compress(&out, false, &recipe(), usize::MAX).unwrap_err().to_string();
-    // Another thread may have finished one more before the process was gone.
-    assert!(error.contains("an interrupted run left 1"), "{error}");
+    // Every other thread may have finished one more before the process was gone.
+    let threads = std::thread::available_parallelism().unwrap().get();
+    let left = |n: &usize| error.contains(&format!("an interrupted run left {n} tensors"));
+    assert!((12..12 + threads).any(|n| left(&n)), "{error}");
     // Neither refusal lost the work.
     compress(&out, true, &recipe(), usize::MAX).unwrap();
 }

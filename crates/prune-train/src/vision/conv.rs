@@ -1,7 +1,6 @@
 //! Convolutions as products of matrices, several images side by side.
 //!
-//! candle's own `conv2d` has a backward pass through a transposed convolution that is many times
-//! slower than its forward pass on CPUs. Here images become columns (im2col), a tile of them at a
+//! candle's own `conv2d` has a backward pass through a transposed convolution. Here images become columns (im2col), a tile of them at a
 //! time, small enough for the cache; products run on one thread each, tiles side by side, in groups
 //! that do not depend on the number of threads.
 
