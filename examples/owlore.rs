@@ -25,6 +25,7 @@ use prune_candle::{
 };
 use prune_checkpoint::Checkpoint;
 use prune_core::{BlockModel, Seed};
+use prune_examples as _;
 use prune_train::{
     AdamW, AdamWOptions, BlockSampler, GaLore, GaLoreOptions, Optimizer, Progress, Schedule,
     TrainOptions, Trainer, evaluate,

@@ -17,6 +17,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use prune_allocate::{Limits, PreCrop, Widths};
 use prune_core::Seed;
+use prune_examples as _;
 use prune_train::vision::{Augment, Images, MaskPlan, Network, Ratios};
 use prune_train::{
     Dataset, Masks, Progress, Schedule, Sgd, SgdOptions, TrainOptions, Trainer, evaluate,

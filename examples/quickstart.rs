@@ -15,6 +15,7 @@ use plotters::prelude::*;
 use prune_candle::{LlamaModel, Tokenizer};
 use prune_checkpoint::Checkpoint;
 use prune_core::Seed;
+use prune_examples as _;
 use prune_pipeline::{
     ApplyOptions, Calibration, Evaluation, Manifest, Plan, Recipe, TokenWindows, Weighted, apply,
     evaluate, verify,

@@ -17,6 +17,7 @@ use std::time::Instant;
 use clap::Parser;
 use prune_allocate::Saliency;
 use prune_core::Seed;
+use prune_examples as _;
 use prune_train::vision::reliability::{
     Disturbance, calibration_error, detection, disturbed, predictions,
 };

@@ -14,6 +14,7 @@ use std::time::Instant;
 use prune_candle::{Activations, TokenBatch, TrainableLlama};
 use prune_checkpoint::Checkpoint;
 use prune_core::Seed;
+use prune_examples as _;
 use prune_train::vision::{ImageBatch, Network};
 use prune_train::{AdamW, AdamWOptions, Sgd, SgdOptions, TrainOptions, Trainer};
 

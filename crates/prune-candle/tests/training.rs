@@ -37,9 +37,9 @@ fn adam() -> AdamWOptions {
 /// a rate of 1e-3 and a decay of 0.1).
 #[rustfmt::skip]
 const ADAMW: [f64; 20] = [
-    13.7204065, 10.2715206, 8.0115528, 6.2804236, 4.9930139, 3.7830436, 2.8611515, 2.1553676,
-    1.6271777, 1.2720588, 1.0302732, 0.8514775, 0.7209962, 0.6232613, 0.5440180, 0.4827630,
-    0.4322048, 0.3864966, 0.3474694, 0.3148901,
+    16.2776508, 13.7805529, 11.6833849, 9.9779253, 8.5663366, 7.5515957, 6.6056995, 5.7467308,
+    4.9949813, 4.2779331, 3.5889015, 2.9763412, 2.4649098, 2.0381272, 1.6793163, 1.3692559,
+    1.1025313, 0.8984203, 0.7531689, 0.6454846,
 ];
 
 #[test]
@@ -58,7 +58,7 @@ fn full_fine_tuning_gives_the_losses_of_transformers() {
 #[test]
 fn recomputing_changes_no_gradient() {
     let (a, b) = (load(Activations::Recompute), load(Activations::Keep));
-    for block in [1, 2, 4] {
+    for block in [0, 1, 3] {
         for model in [&a, &b] {
             for p in model.parameters().iter() {
                 p.freeze(!p.name().contains(&format!("layers.{block}.")));
@@ -134,7 +134,7 @@ fn owlore_holds_the_state_of_the_drawn_blocks_only() {
     let ids = batch().ids;
     let samples: Vec<&[u32]> = ids.chunks(33).collect();
     let scores = outlier_scores(&llama, &checkpoint, &samples, 5.0).unwrap();
-    assert_eq!(scores.len(), 5);
+    assert_eq!(scores.len(), 4);
     assert!(scores.iter().all(|s| *s > 0.0 && *s < 10.0), "{scores:?}");
     let weights = SamplingWeights::new(&scores, SamplingMode::Score).unwrap();
     let sampler = BlockSampler::new(weights, 2, 2, Seed::new(1)).unwrap();
@@ -150,7 +150,7 @@ fn owlore_holds_the_state_of_the_drawn_blocks_only() {
         trainer.step(&[batch()], 1).unwrap();
         // As much state as after the first step: two blocks, embeddings, the last norm.
         assert_eq!(trainer.optimizer_len(), one, "step {step}");
-        let trained: Vec<usize> = (0..5)
+        let trained: Vec<usize> = (0..4)
             .filter(|b| {
                 let name = format!("model.layers.{b}.mlp.up_proj.weight");
                 model.parameters().get(&name).unwrap().is_trained()

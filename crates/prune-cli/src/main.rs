@@ -17,6 +17,11 @@ mod verify;
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
+
+/// Tensors come and go by the thousand; the allocators of most systems give each back to the kernel.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     match commands::run(args::Cli::parse().command) {

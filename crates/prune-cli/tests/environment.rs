@@ -210,7 +210,7 @@ fn diff_shows_what_compression_changed() {
     assert_eq!(code, 0, "{text}");
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let tensors = json["tensors"].as_array().unwrap();
-    assert_eq!(tensors.len(), 35);
+    assert_eq!(tensors.len(), 4 * 7);
     for tensor in tensors {
         let size: u64 = tensor["after"]["shape"]
             .as_array()

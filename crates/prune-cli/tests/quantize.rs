@@ -192,7 +192,7 @@ fn what_cannot_be_stored_is_refused_before_anything_is_written() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("out");
     for (more, code, reason) in [
-        ("--method rtn --bits 4 --group 128 --format compressed-tensors", 4, "without a rest"),
+        ("--method rtn --bits 4 --group 96 --format compressed-tensors", 4, "without a rest"),
         ("--method rtn --bits 3 --group 64 --format awq", 4, "int4"),
         ("--method hqq --bits 4 --group 64 --format gptq", 4, "zero points"),
         ("--method rtn --bits 3 --format gguf", 4, "no type in GGUF"),

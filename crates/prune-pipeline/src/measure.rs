@@ -98,7 +98,7 @@ impl Measurement<'_> {
 
     /// How much the calibration loss moves when the weights of each layer (or block) do. Two passes
     /// a layer and batch through its block and those after it; what enters the block is computed
-    /// once.
+    /// once. Batches follow each other, so that the hidden states of one are in memory.
     fn loss_changes(
         &self,
         source: &dyn TensorSource,
@@ -108,25 +108,27 @@ impl Measurement<'_> {
         let calibration = self.calibration()?;
         let mut losses = CalibrationLoss::batches(calibration, LOSS_WINDOWS)?;
         losses.truncate(LOSS_BATCHES);
-        let score = ZerothOrder::default()
-            .with_seed(self.seed)
-            .with_together(together)
-            .with_draws(losses.len().max(1))?;
+        let batches = losses.len() as f64;
+        let one_draw =
+            ZerothOrder::default().with_seed(self.seed).with_together(together).with_draws(1)?;
+        let of_block = |block| -> Vec<usize> {
+            (0..layers.len()).filter(|&l| layers[l].block == Some(block)).collect()
+        };
         let mut scores: Vec<Option<f64>> = vec![None; layers.len()];
-        for block in 0..calibration.model().blocks() {
-            let here: Vec<usize> =
-                (0..layers.len()).filter(|&l| layers[l].block == Some(block)).collect();
-            if here.is_empty() {
-                continue;
-            }
-            for loss in &mut losses {
+        for (batch, mut loss) in losses.into_iter().enumerate() {
+            let score = one_draw.with_first_draw(batch);
+            for block in 0..calibration.model().blocks() {
+                let here = of_block(block);
+                if here.is_empty() {
+                    continue;
+                }
                 loss.start_at(block, source)?;
+                let infos: Vec<LayerInfo> = here.iter().map(|&l| layers[l].clone()).collect();
+                let found = score.scores(&infos, source, &mut [&mut loss], &mut |_, _| ())?;
+                for (&l, found) in here.iter().zip(found) {
+                    *scores[l].get_or_insert(0.0) += found / batches;
+                }
             }
-            let infos: Vec<LayerInfo> = here.iter().map(|&l| layers[l].clone()).collect();
-            let mut objectives: Vec<&mut dyn Objective> =
-                losses.iter_mut().map(|l| l as &mut dyn Objective).collect();
-            let found = score.scores(&infos, source, &mut objectives, &mut |_, _| ())?;
-            here.iter().zip(found).for_each(|(&l, s)| scores[l] = Some(s));
         }
         let score = |(layer, score): (&LayerInfo, Option<f64>)| {
             score.ok_or_else(|| self.not_observed(layer))

@@ -70,6 +70,7 @@ pub enum Together {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ZerothOrder {
     epsilon: f64,
+    first_draw: usize,
     draws: usize,
     together: Together,
     weighing: Weighing,
@@ -86,6 +87,7 @@ impl Default for ZerothOrder {
     fn default() -> Self {
         Self {
             epsilon: 1e-3,
+            first_draw: 0,
             draws: 4,
             together: Together::Layer,
             weighing: Weighing::Gradient,
@@ -112,6 +114,13 @@ impl ZerothOrder {
     pub fn with_draws(self, draws: usize) -> Result<Self> {
         check_draws(draws)?;
         Ok(Self { draws, ..self })
+    }
+
+    /// The same score with directions numbered from `first` on, 0 by default: draws that are made by
+    /// several calls, one a batch of data that is then dropped, are those of one call.
+    #[must_use]
+    pub fn with_first_draw(self, first: usize) -> Self {
+        Self { first_draw: first, ..self }
     }
 
     /// The same score with other things perturbed at once.
@@ -180,9 +189,9 @@ impl ZerothOrder {
             let targets: Vec<(String, String)> =
                 group.iter().flat_map(|&l| tensors(&layers[l], weights)).collect();
             let mut sum = 0.0;
-            for draw in 0..self.draws {
+            for draw in self.first_draw..self.first_draw + self.draws {
                 let pair = Pair { weights, targets: &targets, noise, epsilon: self.epsilon };
-                let (_, slope) = pair.slope(draw, self.draws, objectives)?;
+                let (_, slope) = pair.slope(draw, objectives)?;
                 sum += slope.abs();
                 done += 2;
                 progress(done, passes);
@@ -259,11 +268,10 @@ pub(super) struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// `(L(W + εz) − L(W − εz)) / 2ε` of one of `draws` draws, and the number of its direction.
+    /// `(L(W + εz) − L(W − εz)) / 2ε` of a draw, and the number of its direction.
     pub(super) fn slope(
         &self,
         draw: usize,
-        draws: usize,
         objectives: &mut [&mut dyn Objective],
     ) -> Result<(u64, f64)> {
         let count = objectives.len();
@@ -272,8 +280,8 @@ impl Pair<'_> {
         }
         let objective = &mut objectives[draw % count];
         for attempt in 0..REJECTED {
-            // Numbers that no draw of the plan has.
-            let number = (draw + attempt * draws) as u64;
+            // Another attempt has a number that no first attempt has.
+            let number = (draw as u64).wrapping_add((attempt as u64) << 48);
             let targets = self.targets.to_vec();
             let up = Perturbed::along(self.weights, targets, self.noise, number, self.epsilon)?;
             let above = objective.loss(&up)?;

@@ -105,9 +105,8 @@ impl Spsa {
     ) -> Result<SpsaGradient> {
         let targets: Vec<_> = layers.iter().flat_map(|l| tensors(l, weights)).collect();
         let pair = Pair { weights, targets: &targets, noise: &*noise, epsilon: self.epsilon };
-        let slopes = (0..self.draws)
-            .map(|draw| pair.slope(draw, self.draws, objectives))
-            .collect::<Result<_>>()?;
+        let slopes =
+            (0..self.draws).map(|draw| pair.slope(draw, objectives)).collect::<Result<_>>()?;
         Ok(SpsaGradient { slopes, noise })
     }
 }
