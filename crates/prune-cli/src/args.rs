@@ -217,6 +217,10 @@ pub(crate) struct QuantArgs {
     /// The GGUF type for the method ggml: q4_0, q8_0, q4_k, q6_k and others.
     #[arg(long = "type", conflicts_with_all = ["recipe", "bits", "levels", "group", "zero", "scheme"])]
     pub(crate) kind: Option<String>,
+    /// Whether weights that are zero stay zero; they do by default where the manifest of the model
+    /// says that it was pruned.
+    #[arg(long, conflicts_with_all = ["recipe", "kind"])]
+    pub(crate) keep_zeros: Option<bool>,
     /// dense, compressed-tensors, gptq, awq or gguf.
     #[arg(long)]
     pub(crate) format: Option<String>,

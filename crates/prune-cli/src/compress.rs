@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prune_checkpoint::ModelSource;
 use prune_core::{BlockModel, Seed, block_of};
 use prune_pipeline::{
-    Action, ApplyOptions, Calibration, MemoryBudget, Plan, Recipe, Schedule, TokenWindows, apply,
-    verify,
+    Action, ApplyOptions, Calibration, Manifest, MemoryBudget, Plan, Recipe, Schedule,
+    TokenWindows, apply, verify,
 };
 use serde_json::json;
 
@@ -30,11 +30,16 @@ struct Job {
 impl Job {
     fn new(
         model: &str,
-        recipe: Recipe,
+        mut recipe: Recipe,
         data: &CalibrationArgs,
         memory: MemoryBudget,
     ) -> Result<Self, Error> {
         let checkpoint = open(model)?;
+        if was_pruned(&*checkpoint) {
+            for rule in recipe.rules.iter_mut().filter(|r| r.quantizes()) {
+                rule.keep_zeros.get_or_insert(true);
+            }
+        }
         let calibration = match &data.calibration {
             None => None,
             Some(path) => {
@@ -63,6 +68,13 @@ impl Job {
         let schedule = Schedule::new(&*self.checkpoint, &plan, calibration.as_ref(), self.memory)?;
         Ok((plan, schedule))
     }
+}
+
+/// Whether the manifest beside a model says that layers of it were pruned: what quantises it has to
+/// leave their zeros alone, unless it is told otherwise.
+fn was_pruned(model: &dyn ModelSource) -> bool {
+    Manifest::read(model.path())
+        .is_ok_and(|manifest| manifest.tensors.iter().any(|t| t.pruned.is_some()))
 }
 
 /// `prune plan`.
@@ -159,7 +171,7 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
                 let sparsity = *remove as f64 / all.max(1) as f64;
                 say!("{name:<56} {method:>10} {pattern:>22} {sparsity:>9.4}");
             }
-            Action::Quantize { method, scheme } => {
+            Action::Quantize { method, scheme, .. } => {
                 say!("{name:<56} {method:>10} {scheme:>22}");
             }
             Action::Encode { kind } if tensor.shape.len() == 2 => {

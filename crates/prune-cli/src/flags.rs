@@ -52,6 +52,7 @@ impl QuantArgs {
     fn fill(&self, rule: &mut Rule) {
         rule.bits = self.bits;
         rule.levels.clone_from(&self.levels);
+        rule.keep_zeros = self.keep_zeros;
         rule.scheme = match (&self.kind, &self.scheme, self.bits, rule.method.as_deref()) {
             (Some(text), ..) | (None, Some(text), ..) => Some(text.clone()),
             (None, None, None, _) | (_, _, _, Some("ggml")) => None,

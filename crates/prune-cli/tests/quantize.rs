@@ -217,3 +217,40 @@ fn what_cannot_be_stored_is_refused_before_anything_is_written() {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{more}");
     }
 }
+
+#[test]
+fn a_pruned_model_stays_pruned() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let pruned = path("pruned").display().to_string();
+    let model = tiny_llama().display().to_string();
+    let mut command =
+        prune(&["compress", &model, &pruned, "--method", "wanda", "--sparsity", "0.5"]);
+    let (code, text) = run(command.args(calibration()));
+    assert_eq!(code, 0, "{text}");
+    let layer = "model.layers.1.mlp.down_proj.weight";
+    let zeros = |model: &Path| {
+        let weight = open_model(model).unwrap().read_matrix(layer).unwrap();
+        weight.mapv(|w| w == 0.0)
+    };
+    let before = zeros(&path("pruned"));
+    let quantize = |out: &Path, more: &[&str]| {
+        let out = out.display().to_string();
+        let all = ["quantize", &pruned, &out, "--method", "gptq", "--bits", "4", "--group", "64"];
+        run(prune(&all).args(more).args(calibration()))
+    };
+    let (code, text) = quantize(&path("kept"), &["--format", "compressed-tensors"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains(&format!("{layer}: {} zeros kept", before.len() / 2)), "{text}");
+    let after = zeros(&path("kept"));
+    assert!(before.iter().zip(&after).all(|(before, after)| *after || !before));
+
+    let (code, text) = quantize(&path("filled"), &["--keep-zeros", "false"]);
+    assert_eq!(code, 0, "{text}");
+    let filled = zeros(&path("filled"));
+    assert!(before.iter().zip(&filled).any(|(before, after)| *before && !after));
+
+    let (code, text) = quantize(&path("refused"), &["--zero", "float"]);
+    assert_eq!(code, 4, "{text}");
+    assert!(text.contains("keep_zeros: false"), "{text}");
+}

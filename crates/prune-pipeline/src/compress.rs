@@ -42,7 +42,9 @@ impl Job<'_> {
             Action::Copy => self.copy(),
             Action::Prune { .. } => self.prune(),
             Action::Factorise { .. } => self.factorise(),
-            Action::Quantize { method, scheme } => self.quantize(method, scheme),
+            Action::Quantize { method, scheme, keep_zeros } => {
+                self.quantize(method, scheme, *keep_zeros)
+            }
             Action::Fold { .. } => self.fold(),
             Action::Encode { .. } => self.encode(),
         }

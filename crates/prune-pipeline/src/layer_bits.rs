@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use ndarray::{Array2, s};
 use prune_allocate::{Choice, CostAllocator, ShareGroup, Solver};
 use prune_checkpoint::GgufType;
-use prune_core::{LayerId, LayerInfo, LayerStats, Needs, QuantTarget, TensorSource};
+use prune_core::{
+    LayerId, LayerInfo, LayerStats, Mask, Needs, QuantTarget, TensorSource, ZeroPoint,
+};
 use prune_importance::{HiddenChange, LimOver, Tail, ZScoreDistribution};
 use rayon::prelude::*;
 
@@ -298,7 +300,9 @@ fn error_curve(
             output_error(&before, &rows, weight.dim(), stats)?
         } else {
             let scheme = work.scheme(Some(*bits))?;
-            let target = QuantTarget { layer: &layer.id, scheme, keep: None };
+            let mask = (work.rule.keep_zeros == Some(true) && scheme.zero != ZeroPoint::Float)
+                .then(|| Mask::of_nonzeros(weight.view()));
+            let target = QuantTarget { layer: &layer.id, scheme, keep: mask.as_ref() };
             let method = work.rule.method.as_deref().unwrap_or_default();
             let done = quantizer(method)?.quantize(weight.view(), stats, &target)?;
             let rows = |first: usize, count: usize| rows_of(&done.matrix, first, count);

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use ndarray::ArrayView2;
 use prune_allocate::{ErrorCurve, Measured, Saliency, ScoreKind};
 use prune_core::{
-    Budget, LayerId, LayerInfo, LayerStats, Needs, Objective, Pattern, Pruner, Scope, Seed, Target,
+    Budget, LayerId, LayerInfo, LayerStats, Needs, Pattern, Pruner, Scope, Seed, Target,
     TensorSource, round_to_pattern,
 };
 use prune_importance::{OutlierDistribution, Together, ZerothOrder};

@@ -121,6 +121,9 @@ pub enum Action {
         method: String,
         /// The scheme, as text.
         scheme: String,
+        /// Whether weights that are zero stay zero.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep_zeros: bool,
     },
     /// A norm that is divided by what the layers after it are multiplied by before they are
     /// quantised.

@@ -1,5 +1,5 @@
 use prune_checkpoint::GgufType;
-use prune_core::{LayerInfo, QuantScheme, Quantizer, Seed, TensorSource};
+use prune_core::{LayerInfo, QuantScheme, Quantizer, Seed, TensorSource, ZeroPoint};
 
 use crate::calibrate::Calibration;
 use crate::fold::{folded_norms, scales_channels};
@@ -145,7 +145,14 @@ pub(crate) fn plan_quantized(
                         quantizer(method)?.supports(&scheme)?;
                     }
                     work.store.check(&layer.id, rows, cols, method, &scheme)?;
-                    Action::Quantize { method: method.into(), scheme: scheme.to_string() }
+                    let keep_zeros = rule.keep_zeros == Some(true);
+                    if keep_zeros && scheme.zero == ZeroPoint::Float {
+                        let reason = "has no code for zero, which is to be kept; take `sym` or \
+                                      `asym`, or say `keep_zeros: false`";
+                        return Err(work.refuse("scheme", reason));
+                    }
+                    let scheme = scheme.to_string();
+                    Action::Quantize { method: method.into(), scheme, keep_zeros }
                 }
             };
             Ok((name, action))

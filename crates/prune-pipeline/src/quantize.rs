@@ -1,7 +1,7 @@
 use ndarray::{Array2, ArrayView2, CowArray, s};
 use prune_checkpoint::{GgufType, Hasher};
 use prune_core::{
-    ColumnStats, DType, LayerId, QuantReport, QuantTarget, Quantized, QuantizedMatrix,
+    ColumnStats, DType, LayerId, Mask, QuantReport, QuantTarget, Quantized, QuantizedMatrix,
     check_finite, decode_f32, encode_f32,
 };
 
@@ -20,7 +20,12 @@ const ROWS: usize = 64;
 
 impl Job<'_> {
     /// Quantises a layer and stores its codes.
-    pub(crate) fn quantize(&self, method: &str, scheme: &str) -> Result<TensorRecord> {
+    pub(crate) fn quantize(
+        &self,
+        method: &str,
+        scheme: &str,
+        keep_zeros: bool,
+    ) -> Result<TensorRecord> {
         let name = &self.tensor.name;
         let (dense, source_digest) = self.read()?;
         let [rows, cols] = self.tensor.shape[..] else {
@@ -33,6 +38,7 @@ impl Job<'_> {
         let columns = self.folding.columns.get(&layer).map(Vec::as_slice);
         let row_scales = self.folding.rows.get(name).map(Vec::as_slice);
         let folds = !matches!(self.store, Store::Dense) && scales_channels(method);
+        let mask = keep_zeros.then(|| Mask::of_nonzeros(weight.view()));
         let Quantized { matrix, report } = match method {
             KEEP => match self.source.read_quantized(&layer)? {
                 Some(matrix) if matrix.scheme() == scheme => matrix.into(),
@@ -43,7 +49,7 @@ impl Job<'_> {
                 None => return Err(Error::plan(name, "has no codes in the source to keep")),
             },
             _ => {
-                let target = QuantTarget { layer: &layer, scheme, keep: None };
+                let target = QuantTarget { layer: &layer, scheme, keep: mask.as_ref() };
                 let quantizer = match folds {
                     true => without_scales(method, &layer),
                     false => quantizer(method)?,
@@ -64,7 +70,10 @@ impl Job<'_> {
         let bytes = matrix.nbytes();
         let bits_per_weight = matrix.bits_per_weight();
         let digest = self.store_matrix(matrix)?;
-        let QuantReport { loss, damping, damping_raised, dead_columns, notes } = report;
+        let QuantReport { loss, damping, damping_raised, dead_columns, mut notes } = report;
+        if let Some(mask) = mask {
+            notes.push(format!("{} zeros kept", mask.removed()));
+        }
         let record = QuantizedRecord {
             bytes,
             bits_per_weight,

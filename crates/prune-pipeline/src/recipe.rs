@@ -96,6 +96,19 @@ pub struct Rule {
     /// The widths among which each layer gets one, by `allocate`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<u8>,
+    /// Whether a quantizer leaves weights that are zero in the source zero, as in a model that was
+    /// pruned; it does not unless this is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_zeros: Option<bool>,
+}
+
+impl Rule {
+    /// Whether the method quantises, to a scheme of [`prune_core::QuantScheme`] that can keep
+    /// zeros.
+    pub fn quantizes(&self) -> bool {
+        let method = self.method.as_deref().unwrap_or_default();
+        prune_quant::QUANTIZERS.iter().any(|(name, _)| *name == method)
+    }
 }
 
 /// A map of names to numbers, words or truth values, each as text.
@@ -197,6 +210,12 @@ impl Recipe {
         self.first(|rule| rule.levels = levels.to_vec())
     }
 
+    /// With the first rule's quantizer leaving zeros zero.
+    #[must_use]
+    pub fn keep_zeros(self) -> Self {
+        self.first(|rule| rule.keep_zeros = Some(true))
+    }
+
     /// With quantised layers stored in this format.
     #[must_use]
     pub fn format(mut self, format: &str) -> Self {
@@ -276,12 +295,17 @@ impl Recipe {
                 rule.scheme.is_some(),
                 rule.bits.is_some(),
                 !rule.levels.is_empty(),
+                rule.keep_zeros.is_some(),
             ];
             if rule.skip && others.contains(&true) {
                 return Err(Error::recipe(field("skip"), "excludes every field but `layers`"));
             }
             if !rule.skip && rule.method.is_none() {
                 return Err(Error::recipe(field("method"), "is missing; say `skip: true` to skip"));
+            }
+            if rule.keep_zeros.is_some() && !rule.quantizes() {
+                let reason = "is for quantizers that fit a scheme, such as gptq";
+                return Err(Error::recipe(field("keep_zeros"), reason));
             }
         }
         Ok(())

@@ -249,7 +249,7 @@ impl Run<'_, '_> {
         }
         let mut planned = Vec::new();
         for item in items {
-            if let Action::Quantize { method, scheme } = &item.tensor.action
+            if let Action::Quantize { method, scheme, .. } = &item.tensor.action
                 && scales_channels(method)
             {
                 let layer = LayerId::from_tensor(&item.tensor.name);

@@ -70,7 +70,7 @@ pub(crate) fn tensor_bytes(
                 _ => work,
             }
         }
-        Action::Quantize { method, scheme } => {
+        Action::Quantize { method, scheme, .. } => {
             let (rows, cols) = info.matrix_shape()?;
             let scheme: QuantScheme = scheme.parse()?;
             let codes = rows * cols;
@@ -78,8 +78,8 @@ pub(crate) fn tensor_bytes(
                 KEEP => 2 * codes,
                 _ => quantizer(method)?.workspace_bytes(rows, cols),
             };
-            // Packed, in words and in bytes.
-            made + 2 * scheme.nbytes(rows, cols)
+            // Packed, in words and in bytes; a mask of the zeros.
+            made + 2 * scheme.nbytes(rows, cols) + codes / 8
         }
     };
     let (_, cols) = info.matrix_shape()?;
