@@ -1,6 +1,6 @@
 //! Methods that fit weights to outputs, on one layer given its Gram matrix: 1024 x 1024 for all,
-//! 4096 x 4096 (an attention projection of a 7B model) for SparseGPT, next to a dense product of
-//! the layer's size, which is what its updates cost at the least.
+//! 4096 x 4096 (an attention projection of a 7B model) for SparseGPT and for GPTQ to 4 bits in groups
+//! of 128, next to a dense product of the layer's size, which is what their updates cost at the least.
 //!
 //! Every iteration prunes a fresh copy of the weight, which is not timed. Run with
 //! `RAYON_NUM_THREADS=2 cargo bench -p prune-benches --bench sparsegpt`.
@@ -10,7 +10,11 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use ndarray::Array2;
-use prune_core::{ColumnStats, GramAccumulator, LayerId, LayerStats, Pattern, Scope, Seed, Target};
+use prune_core::{
+    ColumnStats, GramAccumulator, LayerId, LayerStats, Pattern, QuantTarget, Quantizer, Scope,
+    Seed, Target,
+};
+use prune_quant::Gptq;
 use prune_unstructured::pruner;
 
 /// Uniform weights.
@@ -69,6 +73,11 @@ fn prune(c: &mut Criterion, size: usize, methods: &[&str]) {
             });
         }
     }
+    let scheme = "int4 g128 asym f16".parse().unwrap();
+    let target = QuantTarget { layer: &layer, scheme, keep: None };
+    group.bench_function("gptq 4 bits", |b| {
+        b.iter(|| Gptq::default().quantize(weight.view(), &stats, &target).unwrap());
+    });
     group.finish();
 }
 

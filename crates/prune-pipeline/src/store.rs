@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::plan::{Action, Plan, PlannedTensor};
 use crate::recipe::Recipe;
+use crate::schedule::PIECE;
 use crate::{Error, Result};
 
 /// How the tensors of an output are stored.
@@ -186,6 +187,52 @@ impl Store {
                 Ok(decode_f32(&info.name, info.dtype, &whole(&info)?)?)
             }
         }
+    }
+
+    /// The first value of a planned tensor that is NaN or infinite, and where it is, from the stored
+    /// bytes of its outputs. Holds a piece of the tensor; of a packed one all codes.
+    pub(crate) fn first_not_finite(
+        &self,
+        tensor: &PlannedTensor,
+        read: &ReadPart<'_>,
+    ) -> Result<Option<(usize, f32)>> {
+        let outputs = self.outputs(tensor)?;
+        let wrong = |first: usize, values: &[f32]| {
+            values.iter().position(|v| !v.is_finite()).map(|i| (first + i, values[i]))
+        };
+        if let (Store::Packed(format), Action::Quantize { scheme, .. }) = (self, &tensor.action) {
+            let layer = LayerId::from_tensor(&tensor.name);
+            let parts = Parts::new(outputs, read);
+            let matrix = decode_layer(&**format, &layer, &scheme.parse()?, &parts)?;
+            let mut values = vec![0.0; matrix.cols()];
+            return Ok((0..matrix.rows()).find_map(|row| {
+                matrix.dequantize_row(row, &mut values);
+                wrong(row * values.len(), &values)
+            }));
+        }
+        let Some(info) = outputs.first() else {
+            return Err(Error::plan(&tensor.name, "is not stored"));
+        };
+        let kind = match self {
+            Store::Gguf => gguf_kind_of(&tensor.action)?
+                .ok_or_else(|| Error::plan(&tensor.name, "has no type in the GGUF file"))?,
+            _ => GgufType::Plain(info.dtype),
+        };
+        let count: usize = tensor.shape.iter().product();
+        let step = (PIECE / 4 / kind.elements()).max(1) * kind.elements();
+        let mut bytes = Vec::new();
+        for first in (0..count).step_by(step) {
+            bytes.resize(step.min(count - first) / kind.elements() * kind.bytes(), 0);
+            read(info, first / kind.elements() * kind.bytes(), &mut bytes)?;
+            let values = match kind {
+                GgufType::Blocks(block) => block.decode(&tensor.name, &bytes)?,
+                GgufType::Plain(dtype) => decode_f32(&tensor.name, dtype, &bytes)?,
+            };
+            if let Some(found) = wrong(first, &values) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// The stored bytes of a quantised layer, in the order of [`Store::outputs`].

@@ -219,13 +219,10 @@ fn check_stored(
     let read = |info: &TensorInfo, offset: usize, buf: &mut [u8]| {
         Ok(stored.read_at(&info.name, offset, buf)?)
     };
-    match store.decode(planned, &read) {
+    match store.first_not_finite(planned, &read) {
         Err(e) => return Ok(Some(e.to_string())),
-        Ok(values) => {
-            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-                return Ok(Some(format!("element {i} is {}", values[i])));
-            }
-        }
+        Ok(Some((i, value))) => return Ok(Some(format!("element {i} is {value}"))),
+        Ok(None) => {}
     }
     let found = outputs_digest(stored, &outputs)?;
     Ok((found != record.digest)
