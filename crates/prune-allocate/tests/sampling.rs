@@ -15,6 +15,10 @@ fn inclusion_matches_the_reference_and_is_not_proportional() {
         assert_abs_diff_eq!(*g, w, epsilon = 1e-6);
     }
     assert_abs_diff_eq!(got.iter().sum::<f64>(), 2.0, epsilon = 1e-12);
+    for (p, w) in weights.probabilities().iter().zip([0.8, 0.6, 0.4, 0.2]) {
+        assert_abs_diff_eq!(2.0 * p, w, epsilon = 1e-12);
+    }
+    assert!((got[0] - 0.8).abs() > 0.05);
 }
 
 #[test]

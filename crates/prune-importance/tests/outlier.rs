@@ -30,6 +30,9 @@ fn percent(multiplier: f64, block: &[(Array2<f32>, ColumnStats)]) -> f64 {
 fn the_outliers_of_a_tiny_layer_match_the_reference() {
     let weight = array![[1.0, -2.0, 0.5], [0.25, 4.0, -1.0]];
     let inputs = stats(&array![[1.0, 0.0, 2.0], [2.0, 1.0, -1.0], [0.0, 3.0, 1.0]]);
+    for (norm, expected) in inputs.squared_norm().iter().zip([2.236068, 3.162278, 2.449490]) {
+        assert_abs_diff_eq!(norm.sqrt(), expected, epsilon = 1e-6);
+    }
     let mut mean = OutlierDistribution::new(1.0).unwrap();
     mean.observe(&LayerId::new("a"), weight.view(), &inputs).unwrap();
     let threshold = mean.second_pass().unwrap().threshold();

@@ -41,6 +41,21 @@ fn a_layer_has_the_reference_metrics() {
 }
 
 #[test]
+fn alpha_does_not_know_the_scale_and_what_weighs_it_does() {
+    let of = |w: Array2<f64>| diagnose("waves", w.view(), &DiagnoseOptions::default()).unwrap();
+    let (one, two) = (of(waves(12, 18)), of(waves(12, 18) * 2.0));
+    let (alpha, octave) = (one.alpha.unwrap(), 4f64.log10());
+    assert_relative_eq!(two.alpha.unwrap(), alpha, max_relative = 1e-9);
+    assert_abs_diff_eq!(two.log_norm, one.log_norm + octave, epsilon = 1e-9);
+    assert_abs_diff_eq!(two.log_spectral_norm, one.log_spectral_norm + octave, epsilon = 1e-9);
+    let moved = |a: Option<f64>, b: Option<f64>| b.unwrap() - a.unwrap();
+    let weighted = moved(one.alpha_weighted, two.alpha_weighted);
+    assert_abs_diff_eq!(weighted, alpha * octave, epsilon = 1e-8);
+    let norm = moved(one.log_alpha_norm, two.log_alpha_norm);
+    assert_abs_diff_eq!(norm, alpha * octave, epsilon = 1e-8);
+}
+
+#[test]
 fn noise_has_the_reference_bulk_and_no_spikes() {
     let spectrum = Spectrum::of(spiked(0.0).view()).unwrap();
     let bulk = BulkFit::default().fit(&spectrum).unwrap();
@@ -60,6 +75,7 @@ fn a_spike_stands_out_of_the_reference_bulk() {
     let bulk = BulkFit::default().fit(&spectrum).unwrap();
     let unit = bulk.scale * bulk.scale;
     assert_abs_diff_eq!(bulk.sigma, 0.952048, epsilon = 0.01 * 2.322069);
+    assert_abs_diff_eq!(bulk.min * unit, 0.077757, epsilon = 0.05 * 0.077757);
     assert_abs_diff_eq!(bulk.max * unit, 2.641432, epsilon = 0.05 * 2.641432);
     assert_abs_diff_eq!(bulk.spike_edge * unit, 2.891864, epsilon = 0.05 * 2.891864);
     assert_abs_diff_eq!(spectrum.largest() * unit, 15.713459, epsilon = 1e-6);

@@ -23,6 +23,18 @@ fn released(window: usize, aspect: f64, count: usize) -> Farms {
 }
 
 #[test]
+fn the_generator_of_the_inputs_is_the_reference_one() {
+    let mut numbers = inputs::Normal::new(1);
+    for expected in [0.51387008, 0.1757413, 0.30865152, 0.53453389] {
+        assert_abs_diff_eq!(numbers.uniform(), expected, epsilon = 1e-8);
+    }
+    let mut numbers = inputs::Normal::new(1);
+    for expected in [0.51908165, -1.49737052, 0.15487209, 0.12406335] {
+        assert_abs_diff_eq!(numbers.draw(), expected, epsilon = 1e-8);
+    }
+}
+
+#[test]
 fn linear_windows_have_the_reference_exponents() {
     let w = waves(12, 18);
     // Where the steps divide evenly, both placements are the same.
@@ -46,6 +58,15 @@ fn linear_windows_have_the_reference_exponents() {
     let wide = released(6, 2.0, 3).measure(w.view()).unwrap();
     assert_eq!(wide.spectra.pooled().next().unwrap().len(), 54);
     assert_abs_diff_eq!(wide.alpha, 3.837094, epsilon = 1e-6);
+    let starts = |farms: Farms| {
+        let plan = farms.plan(w.view()).unwrap();
+        let windows = plan.windows().iter();
+        windows.map(|w| (w.row, w.col, w.rows, w.cols)).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> =
+        [0, 2, 4, 6].iter().flat_map(|row| [0, 4, 8, 12].map(|col| (*row, col, 4, 4))).collect();
+    assert_eq!(starts(released(4, 1.0, 4)), expected);
+    assert_eq!(starts(released(20, 1.0, 3)), [0, 3, 6].map(|col| (0, col, 12, 12)));
     let small = released(4, 1.0, 4).measure(w.view()).unwrap();
     assert_eq!(small.spectra.pooled().next().unwrap().len(), 64);
     assert_abs_diff_eq!(small.alpha, 2.046452, epsilon = 1e-6);
@@ -57,7 +78,7 @@ fn linear_windows_have_the_reference_exponents() {
 
 #[test]
 fn windows_take_the_bias_of_the_shape_away() {
-    let mut alphas = Vec::new();
+    let (mut alphas, mut reference, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for (rows, cols, expected) in [
         (32, 32, 2.307840),
         (32, 64, 2.044992),
@@ -66,17 +87,23 @@ fn windows_take_the_bias_of_the_shape_away() {
         (256, 32, 2.120448),
     ] {
         let w = normal(1, rows, cols);
-        let found = released(24, 1.0, 3).measure(w.view()).unwrap().alpha;
-        assert_abs_diff_eq!(found, expected, epsilon = 1e-6);
+        let found = released(24, 1.0, 3).measure(w.view()).unwrap();
+        assert_eq!(found.spectra.pooled().map(Spectrum::len).collect::<Vec<_>>(), [216]);
+        assert_abs_diff_eq!(found.alpha, expected, epsilon = 1e-6);
+        reference.push(found.alpha);
+        whole.push(TailFit::median().fit(&Spectrum::of(w.view()).unwrap()).unwrap().alpha);
         // Placing the windows over all of the weight changes little.
         let covering = farms(24, 1.0, 3).measure(w.view()).unwrap().alpha;
         assert_abs_diff_eq!(covering, expected, epsilon = 0.3);
         alphas.push(covering);
     }
-    let spread = alphas.iter().copied().fold(0.0, f64::max)
-        - alphas.iter().copied().fold(f64::INFINITY, f64::min);
-    // 2.25 without windows.
-    assert!(spread < 0.5, "{spread}");
+    let spread = |alphas: &[f64]| {
+        alphas.iter().copied().fold(0.0, f64::max)
+            - alphas.iter().copied().fold(f64::INFINITY, f64::min)
+    };
+    assert_abs_diff_eq!(spread(&whole), 2.249807, epsilon = 1e-6);
+    assert_abs_diff_eq!(spread(&reference), 0.262848, epsilon = 1e-6);
+    assert!(spread(&alphas) < 0.5, "{alphas:?}");
 }
 
 #[test]
@@ -88,10 +115,18 @@ fn convolutions_have_the_reference_exponents() {
     assert_abs_diff_eq!(alphas[0], 2.470696, epsilon = 1e-6);
     assert_abs_diff_eq!(alphas[1], 2.816885, epsilon = 1e-6);
     assert_eq!(one.spectra.pooled().map(Spectrum::len).collect::<Vec<_>>(), [36, 36]);
-    for (aspect, alpha) in
-        [(1.0, 2.643790), (0.5, 3.022054), (0.75, 2.265949), (1.25, 2.274710), (2.0, 2.509052)]
-    {
-        let found = released(9, aspect, 1).measure(w.view()).unwrap().alpha;
+    for (aspect, shape, alpha) in [
+        (1.0, (4, 4), 2.643790),
+        (0.5, (4, 2), 3.022054),
+        (0.75, (4, 3), 2.265949),
+        (1.25, (3, 4), 2.274710),
+        (2.0, (2, 4), 2.509052),
+    ] {
+        let farms = released(9, aspect, 1);
+        let plan = farms.plan(w.view()).unwrap();
+        assert!(plan.windows().iter().all(|w| (w.rows, w.cols) == shape), "{aspect}");
+        assert_eq!(plan.windows().len(), 2);
+        let found = farms.measure(w.view()).unwrap().alpha;
         assert_abs_diff_eq!(found, alpha, epsilon = 1e-6);
     }
     let plain = Spectrum::of(w.view()).unwrap();
@@ -303,6 +338,9 @@ fn rotations_leave_the_spectrum_alone_but_not_its_windows() {
     let rotated = reflection.dot(&w);
     let plain = |w: &Array2<f64>| TailFit::median().fit(&Spectrum::of(w.view()).unwrap()).unwrap();
     assert_relative_eq!(plain(&rotated).alpha, plain(&w).alpha, max_relative = 1e-9);
+    for turned in [w.dot(&reflection), rotated.dot(&reflection)] {
+        assert_relative_eq!(plain(&turned).alpha, plain(&w).alpha, max_relative = 1e-9);
+    }
     let windows = |w: &Array2<f64>| farms(10, 1.0, 4).measure(w.view()).unwrap().alpha;
     assert!((windows(&rotated) - windows(&w)).abs() > 1e-4);
 }

@@ -20,7 +20,7 @@ impl Normal {
         Self(seed)
     }
 
-    fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.0 = (1_103_515_245 * self.0 + 12_345) % (1 << 31);
         (self.0 as f64 + 0.5) / (1u64 << 31) as f64
     }
