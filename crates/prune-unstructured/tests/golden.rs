@@ -95,6 +95,7 @@ fn errors_of_the_correlated_fixture_match_the_reference() {
         ("ria", TWO_FOUR, Scope::PerRow, 253.714166),
         ("ria", Pattern::Unstructured, Scope::PerRow, 211.929197),
         ("ria", Pattern::Unstructured, Scope::PerLayer, 200.825133),
+        ("nowag", TWO_FOUR, Scope::PerRow, 262.685678),
     ] {
         let found = mask(&fixture, method, pattern, scope);
         assert_eq!(found.removed(), 256);
