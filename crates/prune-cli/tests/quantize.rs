@@ -109,14 +109,17 @@ fn same_in_every_setting(name: &str, more: &[&str]) {
             let journal = HfWriter::partial(&out).unwrap().join("prune-journal.jsonl");
             let mut child = command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             let lines = || std::fs::read(&journal).map_or(0, |b| b.split(|c| *c == b'\n').count());
-            while child.try_wait().unwrap().is_none() && lines() < 16 {
+            while child.try_wait().unwrap().is_none() && lines() < 8 {
                 std::thread::sleep(Duration::from_millis(1));
             }
             child.kill().unwrap();
             child.wait().unwrap();
         }
-        let (code, text) = run(&mut command());
-        assert_eq!(code, 0, "{text}");
+        // A run that ended before it was interrupted has written all there is.
+        if !out.exists() {
+            let (code, text) = run(&mut command());
+            assert_eq!(code, 0, "{text}");
+        }
         let found = match out.is_dir() {
             true => files(&out),
             false => files(&place),

@@ -65,7 +65,7 @@ pub fn evaluate(
     }
     let last = run(subject, windows)?;
     let base = baseline.map(|b| run(b, windows)).transpose()?;
-    let all = sums(windows, &last, base.as_ref())?;
+    let all = sums(windows, last.parts(), base.as_ref().map(Last::parts))?;
     let tokens = windows.windows().len() * (windows.length() - 1);
     let seconds = start.elapsed().as_secs_f64();
     let mean = |sum: f64| sum / tokens as f64;
@@ -96,6 +96,8 @@ pub struct CalibrationLoss<'a> {
     windows: TokenWindows,
     /// The first block that is run, and what enters it.
     entering: Option<(usize, HiddenStates)>,
+    /// What turns hidden states into logits, once it stays as it is.
+    head: Option<Box<dyn Head>>,
 }
 
 impl<'a> CalibrationLoss<'a> {
@@ -122,12 +124,12 @@ impl<'a> CalibrationLoss<'a> {
             return Err(Error::plan("windows", "there is none"));
         }
         let model = calibration.model();
-        let one = |windows| Self { model, windows, entering: None };
+        let one = |windows| Self { model, windows, entering: None, head: None };
         Ok(all.batches(windows).into_iter().map(one).collect())
     }
 
-    /// Takes the embedding and the blocks before `block` as they are in `weights`, from now on: they
-    /// are run here, and no more with each loss. Going on from one block to the next runs each
+    /// Takes the embedding, the blocks before `block` and the output matrix as they are in `weights`,
+    /// from now on: the first are run here and the last is read, and no more with each loss. Going on from one block to the next runs each
     /// block once; the hidden states stay in memory.
     ///
     /// # Errors
@@ -142,6 +144,9 @@ impl<'a> CalibrationLoss<'a> {
             return Err(Error::plan("calibration loss", reason));
         }
         run_blocks(self.model, weights, first..block, &mut hidden)?;
+        if self.head.is_none() {
+            self.head = Some(self.model.load_head(weights)?);
+        }
         self.entering = Some((block, hidden));
         Ok(())
     }
@@ -155,9 +160,17 @@ impl Objective for CalibrationLoss<'_> {
                 None => (0, embedded(self.model, &self.windows, weights)?),
             };
             run_blocks(self.model, weights, first..self.model.blocks(), &mut hidden)?;
-            let last = Last { hidden, head: self.model.load_head(weights)? };
+            let own;
+            let head = match &self.head {
+                Some(head) => &**head,
+                None => {
+                    own = self.model.load_head(weights)?;
+                    &*own
+                }
+            };
             let predictions = self.windows.windows().len() * (self.windows.length() - 1);
-            Ok(sums(&self.windows, &last, None)?.loss / predictions as f64)
+            let all = sums(&self.windows, (&hidden, head), None)?;
+            Ok(all.loss / predictions as f64)
         };
         run().map_err(|e: Error| prune_core::Error::external("the calibration loss", e))
     }
@@ -167,6 +180,12 @@ impl Objective for CalibrationLoss<'_> {
 struct Last {
     hidden: HiddenStates,
     head: Box<dyn Head>,
+}
+
+impl Last {
+    fn parts(&self) -> (&HiddenStates, &dyn Head) {
+        (&self.hidden, &*self.head)
+    }
 }
 
 fn run(subject: Weighted<'_>, windows: &TokenWindows) -> Result<Last> {
@@ -210,18 +229,22 @@ struct Sums {
 }
 
 /// Over all windows, beside those of a baseline.
-fn sums(windows: &TokenWindows, last: &Last, base: Option<&Last>) -> Result<Sums> {
+fn sums(
+    windows: &TokenWindows,
+    (hidden, head): (&HiddenStates, &dyn Head),
+    base: Option<(&HiddenStates, &dyn Head)>,
+) -> Result<Sums> {
     let parts: Vec<Sums> = windows
         .windows()
         .par_iter()
         .enumerate()
         .map(|(i, tokens)| {
             let base = match base {
-                Some(b) => Some((b.hidden.get(i)?, &*b.head)),
+                Some((hidden, head)) => Some((hidden.get(i)?, head)),
                 None => None,
             };
             let base = base.as_ref().map(|(hidden, head)| (hidden, *head));
-            window_sums(tokens, &last.hidden.get(i)?, &*last.head, base)
+            window_sums(tokens, &hidden.get(i)?, head, base)
         })
         .collect::<Result<_>>()?;
     let mut all = Sums::default();
