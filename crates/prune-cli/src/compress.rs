@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use prune_checkpoint::ModelSource;
 use prune_core::{BlockModel, Seed, block_of};
 use prune_pipeline::{
-    Action, ApplyOptions, Calibration, Manifest, MemoryBudget, Plan, Recipe, Schedule,
+    Action, ApplyOptions, Calibration, Manifest, MemoryBudget, Plan, Recipe, Rule, Schedule,
     TokenWindows, apply, verify,
 };
 use serde_json::json;
@@ -35,10 +35,9 @@ impl Job {
         memory: MemoryBudget,
     ) -> Result<Self, Error> {
         let checkpoint = open(model)?;
-        if was_pruned(&*checkpoint) {
-            for rule in recipe.rules.iter_mut().filter(|r| r.quantizes()) {
-                rule.keep_zeros.get_or_insert(true);
-            }
+        let unsaid = |rule: &Rule| rule.quantizes() && rule.keep_zeros.is_none();
+        if recipe.rules.iter().any(unsaid) && was_pruned(&*checkpoint)? {
+            recipe.rules.iter_mut().filter(|r| unsaid(r)).for_each(|r| r.keep_zeros = Some(true));
         }
         let calibration = match &data.calibration {
             None => None,
@@ -70,11 +69,17 @@ impl Job {
     }
 }
 
-/// Whether the manifest beside a model says that layers of it were pruned: what quantises it has to
-/// leave their zeros alone, unless it is told otherwise.
-fn was_pruned(model: &dyn ModelSource) -> bool {
-    Manifest::read(model.path())
-        .is_ok_and(|manifest| manifest.tensors.iter().any(|t| t.pruned.is_some()))
+/// Whether the manifest beside a model says that layers of it were pruned, or quantised with their
+/// zeros kept: what quantises it has to leave zeros alone, unless it is told otherwise.
+fn was_pruned(model: &dyn ModelSource) -> Result<bool, Error> {
+    if !Manifest::path(model.path()).exists() {
+        return Ok(false);
+    }
+    let manifest = Manifest::read(model.path())?;
+    let keeps = |action: &Action| {
+        matches!(action, Action::Prune { .. } | Action::Quantize { keep_zeros: true, .. })
+    };
+    Ok(manifest.plan.tensors.iter().any(|t| keeps(&t.action)))
 }
 
 /// `prune plan`.

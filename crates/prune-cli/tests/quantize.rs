@@ -248,6 +248,15 @@ fn a_pruned_model_stays_pruned() {
     let after = zeros(&path("kept"));
     assert!(before.iter().zip(&after).all(|(before, after)| *after || !before));
 
+    // Nor does a second quantiser fill them, which sees no more than codes.
+    let (kept, again) = (path("kept").display().to_string(), path("again").display().to_string());
+    let flags = ["quantize", &kept, &again, "--method", "rtn", "--bits", "3", "--group", "64"];
+    let (code, text) = run(&mut prune(&flags));
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains(&format!("{layer}: ")) && text.contains("zeros kept"), "{text}");
+    let twice = zeros(&path("again"));
+    assert!(before.iter().zip(&twice).all(|(before, after)| *after || !before));
+
     let (code, text) = quantize(&path("filled"), &["--keep-zeros", "false"]);
     assert_eq!(code, 0, "{text}");
     let filled = zeros(&path("filled"));

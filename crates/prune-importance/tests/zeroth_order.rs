@@ -160,6 +160,21 @@ fn linear_losses_match_the_reference_at_any_step() {
 }
 
 #[test]
+fn draws_of_several_calls_are_those_of_one() {
+    let weights = Tensors::new(vec![("w.weight", DType::F64, wsin())]);
+    let layers = [LayerInfo::linear("w", 4, 3)];
+    let sines = |w: &dyn TensorSource| Ok(read(w, "w.weight")?.iter().map(|w| w.sin()).sum());
+    let scores = |first, draws| {
+        let score = ZerothOrder::default().with_first_draw(first).with_draws(draws).unwrap();
+        let mut loss = function(sines);
+        score.scores(&layers, &weights, &mut [&mut loss], &mut |_, _| ()).unwrap()[0]
+    };
+    let apart: Vec<f64> = (0..4).map(|first| scores(first, 1)).collect();
+    assert!(apart.iter().skip(1).all(|s| s != &apart[0]));
+    assert_abs_diff_eq!(scores(0, 4), apart.iter().sum::<f64>() / 4.0, epsilon = 1e-12);
+}
+
+#[test]
 fn curved_losses_match_the_reference_up_to_the_square_of_the_step() {
     let weights = Tensors::new(vec![("w.weight", DType::F64, wsin())]);
     let sines = |w: &dyn TensorSource| Ok(read(w, "w.weight")?.iter().map(|w| w.sin()).sum());

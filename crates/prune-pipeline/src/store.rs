@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use prune_checkpoint::{
     BlockType, GgufType, GgufTypes, QUANT_FORMATS, QuantFormat, decode_layer, quant_format,
@@ -158,57 +159,35 @@ impl Store {
 
     /// The values of a planned tensor, from the stored bytes of its outputs.
     pub(crate) fn decode(&self, tensor: &PlannedTensor, read: &ReadPart<'_>) -> Result<Vec<f32>> {
-        let outputs = self.outputs(tensor)?;
-        let whole = |info: &TensorInfo| {
-            let mut bytes = vec![0; info.nbytes()];
-            read(info, 0, &mut bytes)?;
-            Ok::<_, Error>(bytes)
-        };
-        let first = |what: &[TensorInfo]| {
-            what.first().cloned().ok_or_else(|| Error::plan(&tensor.name, "is not stored"))
-        };
-        match (self, &tensor.action) {
-            (Store::Packed(format), Action::Quantize { scheme, .. }) => {
-                let layer = LayerId::from_tensor(&tensor.name);
-                let parts = Parts::new(outputs, read);
-                let matrix = decode_layer(&**format, &layer, &scheme.parse()?, &parts)?;
-                Ok(matrix.dequantize().into_raw_vec_and_offset().0)
-            }
-            (Store::Gguf, action) => {
-                let bytes = whole(&first(&outputs)?)?;
-                match gguf_kind_of(action)? {
-                    Some(GgufType::Blocks(block)) => Ok(block.decode(&tensor.name, &bytes)?),
-                    Some(GgufType::Plain(dtype)) => Ok(decode_f32(&tensor.name, dtype, &bytes)?),
-                    None => Err(Error::plan(&tensor.name, "has no type in the GGUF file")),
-                }
-            }
-            _ => {
-                let info = first(&outputs)?;
-                Ok(decode_f32(&info.name, info.dtype, &whole(&info)?)?)
-            }
-        }
+        let mut all = Vec::with_capacity(tensor.shape.iter().product());
+        self.decode_pieces(tensor, read, &mut |values| {
+            all.extend_from_slice(values);
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
     }
 
-    /// The first value of a planned tensor that is NaN or infinite, and where it is, from the stored
-    /// bytes of its outputs. Holds a piece of the tensor; of a packed one all codes.
-    pub(crate) fn first_not_finite(
+    /// Hands the values of a planned tensor to `visit`, in order and a piece at a time, until it
+    /// breaks. Holds a piece; of a packed tensor all codes.
+    pub(crate) fn decode_pieces(
         &self,
         tensor: &PlannedTensor,
         read: &ReadPart<'_>,
-    ) -> Result<Option<(usize, f32)>> {
+        visit: &mut dyn FnMut(&[f32]) -> ControlFlow<()>,
+    ) -> Result<()> {
         let outputs = self.outputs(tensor)?;
-        let wrong = |first: usize, values: &[f32]| {
-            values.iter().position(|v| !v.is_finite()).map(|i| (first + i, values[i]))
-        };
         if let (Store::Packed(format), Action::Quantize { scheme, .. }) = (self, &tensor.action) {
             let layer = LayerId::from_tensor(&tensor.name);
             let parts = Parts::new(outputs, read);
             let matrix = decode_layer(&**format, &layer, &scheme.parse()?, &parts)?;
             let mut values = vec![0.0; matrix.cols()];
-            return Ok((0..matrix.rows()).find_map(|row| {
+            for row in 0..matrix.rows() {
                 matrix.dequantize_row(row, &mut values);
-                wrong(row * values.len(), &values)
-            }));
+                if visit(&values).is_break() {
+                    break;
+                }
+            }
+            return Ok(());
         }
         let Some(info) = outputs.first() else {
             return Err(Error::plan(&tensor.name, "is not stored"));
@@ -228,11 +207,11 @@ impl Store {
                 GgufType::Blocks(block) => block.decode(&tensor.name, &bytes)?,
                 GgufType::Plain(dtype) => decode_f32(&tensor.name, dtype, &bytes)?,
             };
-            if let Some(found) = wrong(first, &values) {
-                return Ok(Some(found));
+            if visit(&values).is_break() {
+                break;
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The stored bytes of a quantised layer, in the order of [`Store::outputs`].

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use prune_checkpoint::{Checkpoint, Hasher, QuantizedCheckpoint, StoredTensors, tensor_digest};
@@ -219,10 +220,17 @@ fn check_stored(
     let read = |info: &TensorInfo, offset: usize, buf: &mut [u8]| {
         Ok(stored.read_at(&info.name, offset, buf)?)
     };
-    match store.first_not_finite(planned, &read) {
-        Err(e) => return Ok(Some(e.to_string())),
-        Ok(Some((i, value))) => return Ok(Some(format!("element {i} is {value}"))),
-        Ok(None) => {}
+    let (mut seen, mut wrong) = (0, None);
+    let decoded = store.decode_pieces(planned, &read, &mut |values| {
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            wrong = Some(format!("element {} is {}", seen + i, values[i]));
+            return ControlFlow::Break(());
+        }
+        seen += values.len();
+        ControlFlow::Continue(())
+    });
+    if let Some(wrong) = decoded.err().map(|e| e.to_string()).or(wrong) {
+        return Ok(Some(wrong));
     }
     let found = outputs_digest(stored, &outputs)?;
     Ok((found != record.digest)
