@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, s};
+use prune_benches as _;
 use prune_core::{LayerId, Pattern, Scope, Seed, Target};
 use prune_unstructured::{ArmorMethod, ArmorOptions, GroupChoice, armor};
 use rayon::prelude::*;

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use ndarray::{Array2, Array3};
+use prune_benches as _;
 use prune_core::{Bitmask, BlockDiagonal, Bsr, Csr, Mask, NmPacked, Seed, SeedStream, pack_dense};
 use prune_kernels::{
     Activations, ArmorKernel, BitmaskKernel, BlockFormat, BsrKernel, CsrKernel, DenseKernel,

@@ -6,3 +6,8 @@
 //!   to a dense product.
 //! - `kernels`: products with sparse and quantised matrices of 4096 x 4096 and 4096 x 11008, next to
 //!   the dense product and the rate at which memory can be read.
+//!
+//! They allocate as the command does: each has `use prune_benches as _`.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use ndarray::Array2;
+use prune_benches as _;
 use prune_core::{
     ColumnStats, GramAccumulator, LayerId, LayerStats, Pattern, QuantTarget, Quantizer, Scope,
     Seed, Target,

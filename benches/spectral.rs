@@ -8,6 +8,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ndarray::Array2;
+use prune_benches as _;
 use prune_core::Seed;
 use prune_linalg::{Workspace, eigenvalues_symmetric, gram_eigenvalues, squared_singular_values};
 use prune_spectral::{DiagnoseOptions, Farms, Spacing, Spectrum, TailFit, diagnose};

@@ -9,6 +9,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array2;
+use prune_benches as _;
 use prune_core::{
     ColumnStats, LayerId, LayerStats, Pattern, Pruner, Scope, ScorePruner, Seed, Target,
 };

@@ -13,7 +13,7 @@ pub(crate) fn square<T: Real>(a: ArrayView2<'_, T>) -> Result<usize> {
 
 pub(crate) fn finite<T: Real>(a: ArrayView2<'_, T>) -> Result<()> {
     // Without an early exit the sum over a row vectorises.
-    let row_is_finite = |row: ArrayView1<'_, T>| match row.as_slice() {
+    let row_is_finite = |row: ArrayView1<'_, T>| match row.as_slice_memory_order() {
         Some(row) => row.iter().fold(true, |all, v| all & num_traits::Float::is_finite(*v)),
         None => row.iter().all(|v| num_traits::Float::is_finite(*v)),
     };

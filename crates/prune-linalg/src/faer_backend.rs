@@ -11,7 +11,7 @@ use ndarray::{Array2, ArrayView2, Axis, s};
 
 use crate::products::BAND;
 use crate::{
-    Backend, Error, Real, Result, Triangle, Workspace, check, scale, tiled_cholesky, tridiagonal,
+    Backend, Error, Real, Result, Triangle, Workspace, banded_cholesky, check, scale, tridiagonal,
 };
 
 /// Pure Rust: the crate [`faer`]. Needs no system library.
@@ -132,8 +132,8 @@ impl Backend for Faer {
     fn cholesky<T: Real>(a: ArrayView2<'_, T>) -> Result<Array2<T>> {
         let n = check::square(a)?;
         check::finite(a)?;
-        let l = if n > tiled_cholesky::TILE {
-            tiled_cholesky::factor(a)?
+        let l = if n > banded_cholesky::BAND {
+            banded_cholesky::factor(a)?
         } else {
             let mut l = Mat::from_fn(n, n, |i, j| a[[i, j]]);
             factor_in_place(l.as_mut())?;

@@ -25,9 +25,11 @@
 //! | [`squared_singular_values`], [`gram_eigenvalues`] | its squares, accurate or fast | one |
 //! | [`cholesky`] | `L` with `A = L Lᵀ` | all |
 //! | [`cholesky_solve`], [`cholesky_inverse`] | `A⁻¹ B`, `A⁻¹` | all |
-//! | [`inverse_upper_factor`] | `U` with `A⁻¹ = Uᵀ U`, for SparseGPT and GPTQ | all |
+//! | [`inverse_upper_factor`] | `U` with `A⁻¹ = Uᵀ U` | all |
+//! | [`UpperFactor`] | `R = U⁻¹` and blocks of U, for SparseGPT and GPTQ | all |
 //! | [`solve_lower`], [`solve_upper`] | triangular systems | all |
 //! | [`gram`], [`product`] | `Xᵀ X`, `A B` | all |
+//! | [`add_product`] | `C + alpha · A B` in place | one |
 //!
 //! Results have the same bits for any number of threads: what runs on many works on blocks of
 //! fixed size, each in a fixed order. The functions call [`DefaultBackend`]: [`Faer`], or with
@@ -36,6 +38,7 @@
 //! run over both.
 
 mod backend;
+mod banded_cholesky;
 mod check;
 mod error;
 mod faer_backend;
@@ -45,9 +48,9 @@ mod lapack;
 mod products;
 mod real;
 mod scale;
-mod tiled_cholesky;
 mod triangle;
 mod tridiagonal;
+mod upper_factor;
 mod workspace;
 
 pub use backend::Backend;
@@ -59,9 +62,10 @@ pub use functions::{
 };
 #[cfg(feature = "ndarray-linalg")]
 pub use lapack::Lapack;
-pub use products::{gram, product};
+pub use products::{add_product, gram, product};
 pub use real::Real;
 pub use triangle::Triangle;
+pub use upper_factor::UpperFactor;
 pub use workspace::Workspace;
 
 /// The backend that the functions of this crate call.

@@ -65,24 +65,29 @@ impl<'a> GramLayer<'a> {
     }
 }
 
-/// A factor `A + damping · I = L Lᵀ` and the damping that it took.
+/// A factor of `A + damping · I` and the damping that it took.
 #[derive(Debug)]
-pub(crate) struct Damped {
-    pub(crate) lower: Array2<f64>,
+pub(crate) struct Damped<F> {
+    pub(crate) factor: F,
     pub(crate) damping: f64,
     pub(crate) raised: u32,
 }
 
-/// The Cholesky factor of a matrix of mean diagonal about 1 with `damping` added to its diagonal,
-/// tenfold as much as often as it takes, up to 10. From 0 the first step is 10⁻⁸.
-pub(crate) fn factor(layer: &LayerId, mut matrix: Array2<f64>, damping: f64) -> Result<Damped> {
+/// What `factorise` makes of a matrix of mean diagonal about 1 with `damping` added to its
+/// diagonal, tenfold as much as often as it takes, up to 10. From 0 the first step is 10⁻⁸.
+pub(crate) fn factor<F>(
+    layer: &LayerId,
+    mut matrix: Array2<f64>,
+    damping: f64,
+    factorise: impl Fn(ArrayView2<'_, f64>) -> prune_linalg::Result<F>,
+) -> Result<Damped<F>> {
     const LIMIT: f64 = 10.0;
     let diagonal = matrix.diag().to_owned();
     let (mut tried, mut raised) = (damping, 0);
     loop {
         matrix.diag_mut().iter_mut().zip(&diagonal).for_each(|(to, d)| *to = d + tried);
-        match prune_linalg::cholesky(matrix.view()) {
-            Ok(lower) => return Ok(Damped { lower, damping: tried, raised }),
+        match factorise(matrix.view()) {
+            Ok(factor) => return Ok(Damped { factor, damping: tried, raised }),
             Err(prune_linalg::Error::NotPositiveDefinite { .. }) => {
                 let next = if tried == 0.0 { 1e-8 } else { tried * 10.0 };
                 if next > LIMIT {
@@ -111,24 +116,25 @@ pub(crate) fn check_damping(method: &str, damping: f64) -> Result<f64> {
 mod tests {
     use super::*;
     use ndarray::array;
+    use prune_linalg::cholesky;
 
     #[test]
     fn damping_is_raised_step_by_step_until_a_factor_exists() {
         let id = LayerId::new("fc");
         // Its eigenvalues are 2.05 and -0.05.
         let matrix = array![[1.0, 1.05], [1.05, 1.0]];
-        let found = factor(&id, matrix.clone(), 0.001).unwrap();
+        let found = factor(&id, matrix.clone(), 0.001, cholesky).unwrap();
         assert_eq!(found.raised, 2);
         assert!((found.damping - 0.1).abs() < 1e-15);
-        let back = found.lower.dot(&found.lower.t());
+        let back = found.factor.dot(&found.factor.t());
         assert!((back[[0, 0]] - 1.1).abs() < 1e-12 && (back[[0, 1]] - 1.05).abs() < 1e-12);
 
         let singular = array![[1.0, 1.0], [1.0, 1.0]];
-        let found = factor(&id, singular, 0.0).unwrap();
+        let found = factor(&id, singular, 0.0, cholesky).unwrap();
         assert_eq!((found.damping, found.raised), (1e-8, 1));
 
         let hopeless = array![[1.0, 100.0], [100.0, 1.0]];
-        let error = factor(&id, hopeless, 0.01).unwrap_err();
+        let error = factor(&id, hopeless, 0.01, cholesky).unwrap_err();
         assert!(
             matches!(error, Error::Indefinite { damping, .. } if (damping - 10.0).abs() < 1e-9)
         );

@@ -1,5 +1,6 @@
 use ndarray::{Array2, Zip};
 use prune_core::{Error, LayerId, LayerStats, Result};
+use prune_linalg::UpperFactor;
 
 /// What the solver needs of the layer's inputs.
 pub(super) struct Hessian {
@@ -11,10 +12,10 @@ pub(super) struct Hessian {
     matrix: Array2<f64>,
 }
 
-/// The upper factor of the damped inverse, and how it was damped.
+/// A factor of the damped matrix, and how it was damped.
 pub(super) struct Factor {
-    /// `(H + λI)⁻¹ = Uᵀ U`, in f32.
-    pub(super) upper: Array2<f32>,
+    /// `R` of `H + λI = R Rᵀ`, whose inverse is the `U` of `(H + λI)⁻¹ = Uᵀ U`.
+    pub(super) right: UpperFactor,
     /// λ over the mean of the diagonal of H.
     pub(super) damping: f64,
     /// How often λ was raised.
@@ -79,14 +80,12 @@ impl Hessian {
             Zip::from(self.matrix.diag_mut())
                 .and(&diagonal)
                 .for_each(|h, d| *h = d + damping * mean);
-            match prune_linalg::inverse_upper_factor(self.matrix.view()) {
-                Ok(upper) => {
-                    let upper = upper.mapv(|u| u as f32);
-                    // An inverse beyond f32 is as useless as none.
-                    if upper.diag().iter().all(|u| u.is_finite() && *u > 0.0) {
-                        return Ok(Factor { upper, damping, raised });
-                    }
+            match UpperFactor::new(self.matrix.view()) {
+                // A factor beyond f32 is as useless as none.
+                Ok(right) if right.diagonal().iter().all(|r| is_usable(*r)) => {
+                    return Ok(Factor { right, damping, raised });
                 }
+                Ok(_) => {}
                 Err(prune_linalg::Error::NotPositiveDefinite { .. }) => {}
                 Err(e) => return Err(Error::external(layer.as_str(), e)),
             }
@@ -100,4 +99,9 @@ impl Hessian {
             }
         }
     }
+}
+
+/// Whether `r` and `1 / r` are finite and above 0 in f32.
+fn is_usable(r: f64) -> bool {
+    [r, 1.0 / r].iter().all(|v| (*v as f32).is_finite() && *v as f32 > 0.0)
 }

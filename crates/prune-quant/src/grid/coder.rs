@@ -206,7 +206,7 @@ impl Coder {
     }
 
     /// The code of `x`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn code(&self, p: &Params, x: f32) -> u8 {
         match self.scheme.number {
             NumberFormat::Int { .. } => {
@@ -233,7 +233,7 @@ impl Coder {
     }
 
     /// The weight that `code` stands for.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn value(&self, p: &Params, code: u8) -> f32 {
         (self.scheme.number.level(code) - p.zero) * p.step
     }

@@ -80,10 +80,10 @@ impl Splitting {
         let mut shifted = gram.clone();
         shifted.diag_mut().iter_mut().for_each(|d| *d += rho);
         shifted.par_mapv_inplace(|v| v / scale);
-        let found = factor(layer, shifted, 0.0)?;
-        let inverse = prune_linalg::cholesky_inverse(found.lower.view())
+        let found = factor(layer, shifted, 0.0, prune_linalg::cholesky)?;
+        let inverse = prune_linalg::cholesky_inverse(found.factor.view())
             .map_err(|e| prune_core::Error::external(layer.as_str(), e))?;
-        drop(found.lower);
+        drop(found.factor);
         self.pull = Array2::zeros(inverse.dim());
         Zip::from(&mut self.pull).and(&inverse).par_for_each(|p, v| *p = (rho / scale * v) as f32);
         Ok(Inverted { damping: found.damping * scale, raised: found.raised })

@@ -42,8 +42,8 @@ pub(super) fn solve(
                 let of = |&(c, w): &(usize, f64)| layer.gram[[support[i], c]] / layer.scale * w;
                 removed.iter().map(of).sum::<f64>()
             });
-            let found = factor(layer.id, part, damping)?;
-            let change = prune_linalg::cholesky_solve(found.lower.view(), pull.view())
+            let found = factor(layer.id, part, damping, prune_linalg::cholesky)?;
+            let change = prune_linalg::cholesky_solve(found.factor.view(), pull.view())
                 .map_err(|e| Error::external(layer.id.as_str(), e))?;
             for (&c, d) in support.iter().zip(&change) {
                 row[c] = (f64::from(row[c]) + d) as f32;

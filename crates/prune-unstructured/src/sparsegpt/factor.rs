@@ -1,16 +1,13 @@
-use ndarray::{Array2, s};
+use ndarray::Array2;
 use prune_core::Result;
+use prune_linalg::UpperFactor;
 
 use crate::gram_layer::{GramLayer, factor};
 
 /// The upper factor `R` of `H = R Rᵀ`, H being the damped Gram matrix with its columns in the order
 /// in which they are pruned, over its mean diagonal.
-///
-/// The factor `U = R⁻¹` of `H⁻¹ = Uᵀ U`, by which the method is usually written, is never formed:
-/// only its blocks on the diagonal are, which are the inverses of those of R.
 pub(super) struct Factor {
-    /// Lower factor of H with rows and columns reversed: `R = J L J`.
-    lower: Array2<f64>,
+    right: UpperFactor,
     pub(super) damping: f64,
     pub(super) raised: u32,
 }
@@ -19,44 +16,28 @@ impl Factor {
     pub(super) fn new(layer: &GramLayer<'_>, order: &[usize], damping: f64) -> Result<Self> {
         let n = order.len();
         let matrix = Array2::from_shape_fn((n, n), |(i, j)| {
-            let (i, j) = (order[n - 1 - i], order[n - 1 - j]);
+            let (i, j) = (order[i], order[j]);
             let value = layer.gram[[i, j]] / layer.scale;
             // A dead channel touches no other and may have any positive curvature.
             if i == j && layer.is_dead(i) { 1.0 } else { value }
         });
-        let found = factor(layer.id, matrix, damping)?;
-        Ok(Self { lower: found.lower, damping: found.damping, raised: found.raised })
+        let found = factor(layer.id, matrix, damping, UpperFactor::new)?;
+        Ok(Self { right: found.factor, damping: found.damping, raised: found.raised })
     }
 
     /// Rows `start..end` of R from column `start` on.
     pub(super) fn rows(&self, start: usize, end: usize) -> Array2<f32> {
-        let n = self.lower.nrows();
-        let part = self.lower.slice(s![n - end..n - start, ..n - start]);
-        part.slice(s![..;-1, ..;-1]).mapv(|v| v as f32)
+        self.right.rows(start..end)
     }
 
-    /// The block `start..end` of U on the diagonal: the inverse of that of R, by back substitution.
+    /// The block `start..end` of U on the diagonal.
     pub(super) fn inverse(&self, start: usize, end: usize) -> Array2<f32> {
-        let n = self.lower.nrows();
-        let part = self.lower.slice(s![n - end..n - start, n - end..n - start]);
-        let r = part.slice(s![..;-1, ..;-1]);
-        let size = end - start;
-        let mut u = Array2::<f64>::zeros((size, size));
-        for i in (0..size).rev() {
-            let scale = 1.0 / r[[i, i]];
-            u[[i, i]] = scale;
-            for k in i + 1..size {
-                let by = -r[[i, k]] * scale;
-                let (mut above, below) = u.view_mut().split_at(ndarray::Axis(0), k);
-                above.row_mut(i).scaled_add(by, &below.row(0));
-            }
-        }
-        u.mapv(|v| v as f32)
+        self.right.inverse_block(start..end)
     }
 
     /// The diagonal of R.
     pub(super) fn diagonal(&self) -> Vec<f32> {
-        self.lower.diag().iter().rev().map(|v| *v as f32).collect()
+        self.right.diagonal().iter().map(|v| *v as f32).collect()
     }
 }
 
@@ -64,6 +45,7 @@ impl Factor {
 mod tests {
     use super::*;
     use approx::assert_relative_eq;
+    use ndarray::s;
     use prune_core::{GramAccumulator, LayerId, LayerStats};
 
     /// `X[t,j] = sin(0.37(t+1)(j+1)) + 0.5 cos(t+1)`, 16 tokens of 8 channels.
