@@ -188,16 +188,15 @@ fn the_result_does_not_depend_on_threads() {
     }
 }
 
-/// Layers and iterations of [`the_sequential_loss_never_rises`].
-fn check_sequential(layers: u64, iterations: usize) {
+/// Layers and iterations of [`the_sequential_loss_never_rises`] and its like.
+fn check_never_rises(method: &ArmorMethod, layers: u64, iterations: usize) {
     let patience = Patience { iterations, relative: 0.0, absolute: 0.0 };
     for seed in 0..layers {
         let block = [4, 8, 12, 16][seed as usize % 4];
         let (weight, h) = random(36 + seed as usize, 48, seed);
         let choice = [GroupChoice::GradientRandom, GroupChoice::Exhaustive][seed as usize / 2 % 2];
-        let method = ArmorMethod::Sequential;
         let options = ArmorOptions { patience, choice, ..ArmorOptions::fast() };
-        let options = options.block(block).method(method).iterations(iterations);
+        let options = options.block(block).method(method.clone()).iterations(iterations);
         let found = run(&weight, &h, (2, 4), &options).unwrap();
         assert_eq!(found.losses.len(), iterations + 1);
         for (i, pair) in found.losses.windows(2).enumerate() {
@@ -209,14 +208,19 @@ fn check_sequential(layers: u64, iterations: usize) {
 
 #[test]
 fn the_sequential_loss_never_rises() {
-    check_sequential(4, 50);
+    check_never_rises(&ArmorMethod::Sequential, 4, 50);
+}
+
+#[test]
+fn the_loss_of_exact_steps_never_rises() {
+    check_never_rises(&ArmorMethod::Exact { core_steps: 2 }, 4, 50);
 }
 
 /// `cargo test -p prune-unstructured --test armor_properties -- --ignored`
 #[test]
 #[ignore = "a minute; the short form runs always"]
 fn the_sequential_loss_never_rises_over_500_iterations_on_20_layers() {
-    check_sequential(20, 500);
+    check_never_rises(&ArmorMethod::Sequential, 20, 500);
 }
 
 #[test]

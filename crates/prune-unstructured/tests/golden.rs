@@ -176,6 +176,16 @@ fn scores_match_the_reference_up_to_the_scale_of_the_statistics() {
 }
 
 #[test]
+fn a_row_or_column_of_zeros_has_no_importance_under_ria() {
+    let mut fixture = Fixture::small();
+    fixture.weight.row_mut(1).fill(0.0);
+    fixture.weight.column_mut(2).fill(0.0);
+    let scores = scores(&fixture, &Ria::default());
+    assert!(scores.iter().all(|s| s.is_finite()));
+    assert!(scores.row(1).iter().chain(scores.column(2)).all(|s| *s == 0.0));
+}
+
+#[test]
 fn statistics_match_those_of_the_released_codes() {
     let fixture = Fixture::small();
     let stats = fixture.stats().columns.unwrap();

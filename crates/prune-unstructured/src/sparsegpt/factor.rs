@@ -97,6 +97,18 @@ mod tests {
     }
 
     #[test]
+    fn the_factor_of_the_reversed_matrix_is_that_of_the_inverse() {
+        let mut h = gram();
+        let damping = 0.01 * h.diag().sum() / 8.0;
+        h.diag_mut().mapv_inplace(|d| d + damping);
+        let turned = prune_linalg::inverse_upper_factor(h.view()).unwrap();
+        let lower = prune_linalg::cholesky(h.view()).unwrap();
+        let inverse = prune_linalg::cholesky_inverse(lower.view()).unwrap();
+        let factor = prune_linalg::cholesky(inverse.view()).unwrap();
+        assert!((&turned - &factor.t()).iter().all(|d| d.abs() < 5e-16));
+    }
+
+    #[test]
     fn rows_and_blocks_of_any_order_belong_to_one_factor() {
         let order = [3, 0, 7, 5, 1, 6, 2, 4];
         let (factor, scale) = factor_of(&gram(), &order);
