@@ -211,6 +211,15 @@ proptest! {
     }
 
     #[test]
+    fn the_hull_is_never_worse_than_uniform(curves in any_curves(), part in 0.0..=1.0) {
+        let dense: u64 = curves.iter().map(|c| c.costs()[0]).sum();
+        let limit = (part * dense as f64) as u64;
+        let (_, hull) = allocate(BlockSolver::Hull, &curves, limit);
+        let (_, uniform) = allocate(BlockSolver::Uniform, &curves, limit);
+        prop_assert!(hull <= uniform + 1e-12, "{hull} > {uniform}");
+    }
+
+    #[test]
     fn uniform_removes_one_part_of_every_layer(
         curves in any_curves(), part in 0.0..=1.0,
     ) {

@@ -46,7 +46,7 @@ fn block_scores_match_the_reference() {
         let ranking = rank(layer, (4, 4), BlockScore::Taylor);
         assert_eq!(ranking.scores().dim(), (2, layer.0.ncols() / 4));
         for (found, want) in ranking.scores().iter().zip(want) {
-            assert_abs_diff_eq!(*found, want, epsilon = 1e-6);
+            assert_abs_diff_eq!(*found, want, epsilon = 5.5e-7);
         }
     }
 }
@@ -56,7 +56,7 @@ fn smaller_blocks_at_the_edge_count_by_their_mean() {
     let layer = (sine(5, 6), sine(5, 6));
     let ranking = rank(&layer, (4, 4), BlockScore::Magnitude);
     for (found, want) in ranking.scores().iter().zip([0.633722, 0.595434, 0.461891, 0.788444]) {
-        assert_abs_diff_eq!(*found, want, epsilon = 1e-6);
+        assert_abs_diff_eq!(*found, want, epsilon = 5.5e-7);
     }
     // The two best of the four blocks stay: the first and the last.
     let mask = ranking.mask(2).unwrap();
@@ -79,9 +79,70 @@ fn released_curves_match_the_reference() {
         let curve = ranking.released_curve(10, order);
         for (d, (fraction, loss)) in curve.iter().enumerate() {
             assert_abs_diff_eq!(*fraction, d as f64 / 10.0, epsilon = 1e-15);
-            assert_abs_diff_eq!(*loss, want[blocks[d]], epsilon = 2e-8);
+            assert_abs_diff_eq!(*loss, want[blocks[d]], epsilon = 1e-8);
         }
     }
+}
+
+#[test]
+fn the_second_order_sum_in_finer_blocks_matches_the_reference_before_smoothing() {
+    let [one, _] = layers();
+    let curve = rank(&one, (2, 2), BlockScore::Taylor).released_curve(20, SECOND);
+    let want = [
+        0.0,
+        0.001875489150,
+        0.000100264468,
+        0.001194973462,
+        0.000180211778,
+        0.000180211778,
+        0.003904605426,
+        0.014464236710,
+        0.003891804418,
+        0.004058653351,
+        0.004058653351,
+        0.004069850820,
+        0.002425024813,
+        0.036638140185,
+        0.002842211721,
+        0.002842211721,
+        0.037402641549,
+        0.064675488840,
+        0.006328615731,
+        0.065367034443,
+        0.065367034443,
+    ];
+    for ((_, loss), want) in curve.iter().zip(want) {
+        assert_abs_diff_eq!(*loss, want, epsilon = 1e-8);
+    }
+}
+
+#[test]
+fn adding_up_the_second_order_as_the_released_code_does_ends_far_from_the_sum() {
+    // Step by step the released code adds (ΔΔ + 2 Δ)ᵀ H ΔΔ / 2 with the change Δ *after* the step;
+    // with the change before it the sum telescopes to Δᵀ H Δ / 2.
+    let [one, _] = layers();
+    let ranking = rank(&one, (2, 2), BlockScore::Taylor);
+    let product = |removed: usize| -> f64 {
+        let mask = ranking.mask(removed).unwrap();
+        let gone =
+            one.0.indexed_iter().zip(&one.1).filter(|((at, _), _)| !mask.is_kept(at.0, at.1));
+        gone.map(|((_, w), g)| -f64::from(*w) * f64::from(*g)).sum()
+    };
+    let (mut after, mut before, mut last) = (0.0, 0.0, 0.0);
+    for d in 0..=20 {
+        let kept = ((1.0 - f64::from(d) / 20.0) * ranking.len() as f64) as usize;
+        let now = product(ranking.len() - kept);
+        let step = now - last;
+        after += 0.5 * (step + 2.0 * now) * step;
+        before += 0.5 * (step + 2.0 * last) * step;
+        last = now;
+    }
+    let (_, end) = ranking.released_curve(20, TaylorOrder::First)[20];
+    assert_abs_diff_eq!(after + end, 0.395917, epsilon = 5.5e-7);
+    // What is missing is the damping of 1e-7.
+    let (_, want) = ranking.released_curve(20, SECOND)[20];
+    assert_abs_diff_eq!(want, 0.065367, epsilon = 5.5e-7);
+    assert_abs_diff_eq!(before + end, want, epsilon = 2e-6);
 }
 
 #[test]
@@ -99,7 +160,7 @@ fn first_order_losses_match_the_reference() {
         (f2[8], 0.021302760),
         (f2[32], 0.307959982),
     ] {
-        assert_abs_diff_eq!(found, want, epsilon = 2e-8);
+        assert_abs_diff_eq!(found, want, epsilon = 1e-8);
     }
 }
 

@@ -67,6 +67,9 @@ mod dsnot;
 mod factorisers;
 mod global;
 mod gram_layer;
+#[cfg(test)]
+#[path = "../tests/layers/mod.rs"]
+mod layers;
 mod magnitude;
 mod nowag;
 mod permutation;

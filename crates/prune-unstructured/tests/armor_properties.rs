@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use approx::assert_relative_eq;
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, s};
 use proptest::prelude::*;
 use prune_core::{
     ColumnStats, Factoriser, LayerId, LayerStats, Pattern, Scope, Seed, SparseMatrix, Target,
 };
 use prune_unstructured::{
-    Armor, ArmorLayer, ArmorMethod, ArmorOptions, ArmorSolution, GroupChoice, Patience, Precision,
-    armor,
+    AdamOptions, Armor, ArmorLayer, ArmorMethod, ArmorOptions, ArmorSolution, CoreRate,
+    GroupChoice, Patience, Precision, Schedule, armor,
 };
 
 /// Normal weights, and importances that spread like those of language models.
@@ -41,17 +41,43 @@ fn run<T: Precision>(
     armor(weight.view(), importance, options, &target)
 }
 
-/// The loss by its definition, from the dense weight that the factors make.
-fn loss(weight: &Array2<f64>, found: &Array2<f64>, h: &[f64]) -> f64 {
+/// The norms of the rows and columns that normalise a weight.
+fn norms(weight: &Array2<f64>) -> (Vec<f64>, Vec<f64>) {
     let (rows, cols) = weight.dim();
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt() + 1e-5;
     let c: Vec<f64> = (0..cols).map(|j| norm(&mut weight.column(j).iter().copied())).collect();
     let r: Vec<f64> =
         (0..rows).map(|i| norm(&mut weight.row(i).iter().zip(&c).map(|(w, c)| w / c))).collect();
+    (r, c)
+}
+
+/// The loss by its definition, from the dense weight that the factors make.
+fn loss(weight: &Array2<f64>, found: &Array2<f64>, h: &[f64]) -> f64 {
+    let (r, c) = norms(weight);
     let sum = |matrix: &Array2<f64>| -> f64 {
         matrix.indexed_iter().map(|((i, j), x)| h[j] * (x / (r[i] * c[j])).powi(2)).sum()
     };
     sum(&(weight - found)) / sum(weight)
+}
+
+/// The loss as the sum over all pairs of a block of A and a block of B of what that pair alone
+/// makes of its part of the core.
+fn loss_by_blocks(weight: &Array2<f64>, layer: &ArmorLayer<f64>, h: &[f64]) -> f64 {
+    let (r, c) = norms(weight);
+    let (a, b, core) = (layer.a(), layer.b(), layer.core().to_dense());
+    let scaled = |((i, j), x): ((usize, usize), &f64)| h[j] * (x / (r[i] * c[j])).powi(2);
+    let mut sum = 0.0;
+    for j in 0..a.blocks() {
+        for k in 0..b.blocks() {
+            let (a, b) = (a.block(j), b.block(k));
+            let (row, col) = (j * layer.a().block_size(), k * layer.b().block_size());
+            let at = s![row..row + a.nrows(), col..col + b.nrows()];
+            let rest = &weight.slice(at) - &a.dot(&core.slice(at)).dot(&b);
+            sum +=
+                rest.indexed_iter().map(|((i, j), x)| scaled(((row + i, col + j), x))).sum::<f64>();
+        }
+    }
+    sum / weight.indexed_iter().map(scaled).sum::<f64>()
 }
 
 fn any_choice() -> impl Strategy<Value = GroupChoice> {
@@ -97,6 +123,7 @@ proptest! {
         prop_assert!((loss(&weight, &dense, &h) - found.loss).abs() < 1e-10);
         prop_assert!(found.loss <= found.losses[0] * (1.0 + 1e-12));
         prop_assert!((found.layer.overhead() - options.overhead(rows, cols)).abs() < 1e-12);
+        prop_assert!((loss_by_blocks(&weight, &found.layer, &h) - found.loss).abs() < 1e-10);
 
         let x = Array1::from_shape_fn(cols, |j| (j as f64).sin());
         let y = found.layer.matvec(x.view()).unwrap();
@@ -161,16 +188,15 @@ fn the_result_does_not_depend_on_threads() {
     }
 }
 
-/// Layers and iterations of [`the_sequential_loss_never_rises`].
-fn check_sequential(layers: u64, iterations: usize) {
+/// Layers and iterations of [`the_sequential_loss_never_rises`] and its like.
+fn check_never_rises(method: &ArmorMethod, layers: u64, iterations: usize) {
     let patience = Patience { iterations, relative: 0.0, absolute: 0.0 };
     for seed in 0..layers {
         let block = [4, 8, 12, 16][seed as usize % 4];
         let (weight, h) = random(36 + seed as usize, 48, seed);
         let choice = [GroupChoice::GradientRandom, GroupChoice::Exhaustive][seed as usize / 2 % 2];
-        let method = ArmorMethod::Sequential;
         let options = ArmorOptions { patience, choice, ..ArmorOptions::fast() };
-        let options = options.block(block).method(method).iterations(iterations);
+        let options = options.block(block).method(method.clone()).iterations(iterations);
         let found = run(&weight, &h, (2, 4), &options).unwrap();
         assert_eq!(found.losses.len(), iterations + 1);
         for (i, pair) in found.losses.windows(2).enumerate() {
@@ -182,14 +208,19 @@ fn check_sequential(layers: u64, iterations: usize) {
 
 #[test]
 fn the_sequential_loss_never_rises() {
-    check_sequential(4, 50);
+    check_never_rises(&ArmorMethod::Sequential, 4, 50);
+}
+
+#[test]
+fn the_loss_of_exact_steps_never_rises() {
+    check_never_rises(&ArmorMethod::Exact { core_steps: 2 }, 4, 50);
 }
 
 /// `cargo test -p prune-unstructured --test armor_properties -- --ignored`
 #[test]
 #[ignore = "a minute; the short form runs always"]
 fn the_sequential_loss_never_rises_over_500_iterations_on_20_layers() {
-    check_sequential(20, 500);
+    check_never_rises(&ArmorMethod::Sequential, 20, 500);
 }
 
 #[test]
@@ -204,6 +235,63 @@ fn every_method_gets_well_below_nowag_p_and_near_the_reference() {
             let ratio = found.loss / found.losses[0];
             assert!(ratio < below, "blocks of {block}, {:?}: {ratio}", options.method);
         }
+    }
+}
+
+#[test]
+fn losses_fall_as_fast_as_in_the_reference_at_every_learning_rate() {
+    // A numpy version, on one layer of this kind whose loss starts at 0.07944, groups drawn by
+    // gradient: the losses after 30, 100 and 300 iterations. Its draws are not ours: what is
+    // compared is the part of the start that is left, in the mean over three layers.
+    let start = 0.07944;
+    for (block, rate, want) in [
+        (4, 1e-3, [0.0705, 0.0547, 0.0393]),
+        (4, 5e-3, [0.0503, 0.0370, 0.0318]),
+        (4, 2e-2, [0.0374, 0.0298, 0.0293]),
+        (8, 1e-3, [0.0624, 0.0409, 0.0212]),
+        (8, 5e-3, [0.0366, 0.0189, 0.0126]),
+        (8, 2e-2, [0.0236, 0.0133, 0.0091]),
+    ] {
+        let mut left = [0.0; 3];
+        for seed in 100..103 {
+            let (weight, h) = random(48, 48, seed);
+            let options = ArmorOptions {
+                method: ArmorMethod::Adam(AdamOptions {
+                    factor_rate: rate,
+                    core_rate: CoreRate::Absolute(rate),
+                    schedule: Schedule::Constant,
+                }),
+                patience: Patience { iterations: 1000, relative: 0.0, absolute: 0.0 },
+                discrete_steps: 1,
+                ..ArmorOptions::fast().block(block).choice(GroupChoice::GradientRandom)
+            };
+            let losses = run(&weight, &h, (2, 4), &options.iterations(300)).unwrap().losses;
+            assert!((0.04..0.12).contains(&losses[0]));
+            for (left, iteration) in left.iter_mut().zip([30, 100, 300]) {
+                *left += losses[iteration] / losses[0] / 3.0;
+            }
+        }
+        for (left, want) in left.iter().zip(want) {
+            assert_relative_eq!(*left, want / start, max_relative = 0.2);
+        }
+    }
+}
+
+#[test]
+fn exact_steps_alone_end_no_higher_than_in_the_reference_and_above_adam() {
+    // 30 sweeps of four changes of groups each; the reference takes one step on the core's values
+    // where this takes conjugate gradients.
+    for (block, stall) in [(4, 0.0364), (8, 0.0262)] {
+        let (weight, h) = random(48, 48, 101);
+        let exact = ArmorOptions {
+            discrete_steps: 4,
+            ..ArmorOptions::fast().block(block).choice(GroupChoice::GradientRandom)
+        };
+        let adam = run(&weight, &h, (2, 4), &ArmorOptions::fast().block(block)).unwrap();
+        let method = ArmorMethod::Exact { core_steps: 10 };
+        let exact = run(&weight, &h, (2, 4), &exact.method(method).iterations(30)).unwrap();
+        assert!(exact.loss / exact.losses[0] < stall / 0.07944);
+        assert!(exact.loss > adam.loss);
     }
 }
 

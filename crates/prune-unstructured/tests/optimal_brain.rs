@@ -23,29 +23,64 @@ fn normal(stream: &mut SeedStream) -> f64 {
     (0..12).map(|_| stream.uniform()).sum::<f64>() - 6.0
 }
 
-/// Normal weights; inputs of which neighbours correlate by 0.9 and every 16th is ten times as loud.
+/// How the inputs of a layer are distributed.
+#[derive(Debug, Clone, Copy)]
+struct Inputs {
+    /// What the channels share: this much of a mixture of a quarter as many signals, the rest noise.
+    shared: f64,
+    /// How much louder every 16th channel is.
+    outlier: f32,
+}
+
+/// Normal weights, and what calibration would see.
 struct Layer {
     weight: Array2<f32>,
     stats: LayerStats,
 }
 
 impl Layer {
+    /// Correlated inputs, every 16th ten times as loud.
     fn random(rows: usize, cols: usize, tokens: usize, seed: u64) -> Self {
+        Self::over(Inputs { shared: 0.9, outlier: 10.0 }, (rows, cols, tokens), seed)
+    }
+
+    fn over(
+        Inputs { shared, outlier }: Inputs,
+        (rows, cols, tokens): (usize, usize, usize),
+        seed: u64,
+    ) -> Self {
+        let noise = (1.0 - shared * shared).sqrt();
+        let signals = cols.div_ceil(4);
+        let shared = shared / (signals as f64).sqrt();
         let mut stream = Seed::new(seed).stream("layer");
         let weight = Array2::from_shape_simple_fn((rows, cols), || normal(&mut stream) as f32);
-        let mut inputs = Array2::<f32>::zeros((tokens, cols));
-        for mut row in inputs.outer_iter_mut() {
-            let mut last = normal(&mut stream);
-            for x in &mut row {
-                *x = last as f32;
-                last = 0.9 * last + 0.19f64.sqrt() * normal(&mut stream);
-            }
-            row.iter_mut().skip(5).step_by(16).for_each(|x| *x *= 10.0);
-        }
+        let mut draw = |shape| Array2::from_shape_simple_fn(shape, || normal(&mut stream));
+        let mixture = draw((tokens, signals)).dot(&draw((signals, cols)));
+        let mut inputs = (mixture * shared + draw((tokens, cols)) * noise).mapv(|x| x as f32);
+        inputs.columns_mut().into_iter().skip(5).step_by(16).for_each(|mut x| x *= outlier);
         let (mut columns, mut gram) = (ColumnStats::new(cols), GramAccumulator::new(cols));
         columns.update("x", inputs.view()).unwrap();
         gram.update("x", inputs.view()).unwrap();
         Self { weight, stats: LayerStats { columns: Some(columns), gram: Some(gram) } }
+    }
+
+    /// The same layer with inputs `2^power` times as large: nothing rounds.
+    fn louder(&self, power: i32) -> Self {
+        let (root, scale) = (2f64.powi(power), 4f64.powi(power));
+        let by = |v: &[f64], s: f64| v.iter().map(|x| x * s).collect::<Vec<_>>();
+        let columns = self.stats.columns.as_ref().unwrap();
+        let columns = ColumnStats::from_parts(
+            columns.count(),
+            by(columns.mean(), root),
+            by(columns.m2(), scale),
+            by(columns.squared_norm(), scale),
+            by(columns.abs_sum(), root),
+            by(columns.abs_max(), root),
+        );
+        let tokens = self.stats.gram.as_ref().unwrap().count();
+        let gram = GramAccumulator::from_parts(tokens, self.gram().mapv(|v| v * scale));
+        let stats = LayerStats { columns: Some(columns.unwrap()), gram: Some(gram.unwrap()) };
+        Self { weight: self.weight.clone(), stats }
     }
 
     fn gram(&self) -> ArrayView2<'_, f64> {
@@ -151,27 +186,39 @@ proptest! {
             stats: layer.stats.clone(),
         };
         let (one, weight) = alone.prune(&method, half(&alone, TWO_FOUR)).unwrap();
-        prop_assert_eq!(weight.row(0), together.row(r));
+        // But for rounding: a product of one row is summed in another order.
+        let off = (&weight.row(0) - &together.row(r)).mapv(f32::abs);
+        prop_assert!(off.iter().all(|d| *d < 1e-4), "{off}");
         prop_assert!((0..4 * groups).all(|c| one.mask.is_kept(0, c) == all.mask.is_kept(r, c)));
     }
 
     #[test]
     fn removing_one_weight_costs_its_square_over_the_inverse_hessian(
-        cols in 2usize..20, seed in any::<u64>(),
+        cols in 2usize..20, part in 0.0..1.0f64, seed in any::<u64>(),
     ) {
         let layer = Layer::random(1, cols, 64, seed);
-        let mask = Mask::from_fn(1, cols, |_, c| c != 0);
-        let mut weight = layer.weight.clone();
         let id = LayerId::new("fc");
-        let method = SparseGpt::default();
-        let report =
-            method.compensate(weight.view_mut(), &layer.stats, &mask, &id).unwrap();
         let mut damped = layer.gram().to_owned();
         damped.diag_mut().mapv_inplace(|d| d + 0.01 * layer.mean_diagonal());
         let lower = prune_linalg::cholesky(damped.view()).unwrap();
         let inverse = prune_linalg::cholesky_inverse(lower.view()).unwrap();
-        let want = f64::from(layer.weight[[0, 0]]).powi(2) / inverse[[0, 0]];
-        prop_assert!((report.loss.unwrap() - want).abs() <= 1e-5 * want);
+        let cost = |q: usize| f64::from(layer.weight[[0, q]]).powi(2) / inverse[[q, q]];
+        let without = |q: usize| Mask::from_fn(1, cols, |_, c| c != q);
+
+        // All columns make up for the first in a pass from left to right,
+        let mut weight = layer.weight.clone();
+        let report =
+            SparseGpt::default().compensate(weight.view_mut(), &layer.stats, &without(0), &id);
+        prop_assert!((report.unwrap().loss.unwrap() - cost(0)).abs() <= 1e-5 * cost(0));
+        // and for any column in the best fit.
+        let q = (part * cols as f64) as usize;
+        let refit = Refit::default().with_solver(Solver::Exact).unwrap();
+        let mut weight = layer.weight.clone();
+        refit
+            .refit(layer.weight.view(), weight.view_mut(), &without(q), &layer.stats, &id)
+            .unwrap();
+        let found = layer.loss(&weight, 0.01);
+        prop_assert!((found - cost(q)).abs() <= 1e-4 * cost(q) + 1e-9, "{found} {}", cost(q));
     }
 
     #[test]
@@ -208,27 +255,10 @@ proptest! {
         rows in 1usize..8, groups in 2usize..8, power in -8i32..9, seed in any::<u64>(),
     ) {
         let layer = Layer::random(rows, 4 * groups, 64, seed);
-        let scale = 4f64.powi(power);
-        let gram = layer.gram().mapv(|v| v * scale);
-        let columns = layer.stats.columns.as_ref().unwrap();
-        let by = |v: &[f64], s: f64| v.iter().map(|x| x * s).collect::<Vec<_>>();
-        let root = 2f64.powi(power);
-        let columns = ColumnStats::from_parts(
-            columns.count(),
-            by(columns.mean(), root),
-            by(columns.m2(), scale),
-            by(columns.squared_norm(), scale),
-            by(columns.abs_sum(), root),
-            by(columns.abs_max(), root),
-        );
-        let scaled = Layer {
-            weight: layer.weight.clone(),
-            stats: LayerStats {
-                columns: Some(columns.unwrap()),
-                gram: Some(GramAccumulator::from_parts(64, gram).unwrap()),
-            },
-        };
-        for method in ["wanda", "ria", "nowag", "sparsegpt", "admm", "alps", "refit"] {
+        let scaled = layer.louder(power);
+        for method in
+            ["magnitude", "wanda", "ria", "nowag", "sparsegpt", "admm", "alps", "refit"]
+        {
             let method = pruner(method).unwrap();
             for pattern in [TWO_FOUR, UNSTRUCTURED] {
                 let (a, one) = layer.prune(&*method, half(&layer, pattern)).unwrap();
@@ -237,6 +267,26 @@ proptest! {
                 prop_assert_eq!(one, other, "{}", method.name());
             }
         }
+    }
+
+    #[test]
+    fn dsnot_swaps_by_the_scale_of_the_calibration_data_over_its_threshold(
+        rows in 1usize..8, groups in 4usize..16, power in -8i32..9, nm in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let layer = Layer::random(rows, 4 * groups, 64, seed);
+        let target = half(&layer, if nm { TWO_FOUR } else { UNSTRUCTURED });
+        let target = (target.0, Scope::PerRow, target.2);
+        let threshold = 0.1;
+        let dsnot = |threshold| Dsnot::default().with_threshold(threshold).unwrap();
+        let (a, _) = layer.prune(&dsnot(threshold), target).unwrap();
+        let louder = threshold * 2f64.powi(power);
+        let (b, _) = layer.louder(power).prune(&dsnot(louder), target).unwrap();
+        prop_assert_eq!(&a.mask, &b.mask);
+        // With no threshold the scale does not matter.
+        let (a, _) = layer.prune(&dsnot(0.0), target).unwrap();
+        let (b, _) = layer.louder(power).prune(&dsnot(0.0), target).unwrap();
+        prop_assert_eq!(&a.mask, &b.mask);
     }
 
     #[test]
@@ -309,20 +359,64 @@ proptest! {
 }
 
 #[test]
-fn methods_rank_as_they_should_on_correlated_inputs_with_outliers() {
-    for seed in 0..6 {
-        let layer = Layer::random(32, 64, 512, seed);
-        for pattern in [TWO_FOUR, UNSTRUCTURED] {
-            let target = half(&layer, pattern);
-            let error = |name: &str| layer.error(&*pruner(name).unwrap(), target);
-            let (wanda, sparsegpt, alps) = (error("wanda"), error("sparsegpt"), error("alps"));
-            assert!(wanda <= error("magnitude"));
-            assert!(sparsegpt <= wanda);
-            assert!(alps <= sparsegpt);
-            assert!(error("admm") <= sparsegpt);
-            assert!(error("wanda+refit") <= error("wanda+obs"));
+fn methods_rank_as_in_the_reference_whatever_the_inputs() {
+    // Layers this small are no work to share among threads.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(check_ranks);
+}
+
+fn check_ranks() {
+    for (shared, outlier) in [(0.0, 1.0), (0.9, 1.0), (0.0, 10.0), (0.9, 10.0)] {
+        for (pattern, trials) in [(TWO_FOUR, 30), (UNSTRUCTURED, 10)] {
+            let mut mean = [0.0; 7];
+            let mut wanda_wins = 0.0;
+            for seed in 0..trials {
+                let layer = Layer::over(Inputs { shared, outlier }, (32, 64, 512), seed);
+                let target = half(&layer, pattern);
+                let all = layer.loss(&Array2::zeros((32, 64)), 0.0);
+                let error = |name: &str| layer.error(&*pruner(name).unwrap(), target) / all;
+                let refit = Refit::over(Box::new(ScorePruner(Wanda)));
+                let refit = refit.with_damping(0.0).unwrap().with_solver(Solver::Exact).unwrap();
+                let [magnitude, wanda, ria, sparsegpt, admm, alps] =
+                    ["magnitude", "wanda", "ria", "sparsegpt", "admm", "alps"].map(error);
+                assert!(sparsegpt <= wanda && alps <= sparsegpt && admm <= sparsegpt);
+                wanda_wins += f64::from(u8::from(wanda <= magnitude)) / trials as f64;
+                let least_squares = layer.error(&refit, target) / all;
+                let errors = [magnitude, wanda, ria, sparsegpt, least_squares, admm, alps];
+                mean.iter_mut().zip(errors).for_each(|(m, e)| *m += e / trials as f64);
+            }
+            let [.., sparsegpt, least_squares, _, _] = mean;
+            match (shared > 0.0, outlier > 1.0) {
+                (_, true) => assert_relative_eq!(wanda_wins, 1.0, epsilon = 1e-9),
+                // The reference: 87 % to 97 % of its trials.
+                (true, false) => assert!(wanda_wins > 0.7, "{wanda_wins}"),
+                // 70 % to 73 %: channels that are all alike tell little.
+                (false, false) => assert!((0.5..0.95).contains(&wanda_wins), "{wanda_wins}"),
+            }
+            if shared > 0.0 {
+                // One greedy pass is worse than a plain fit on Wanda's mask.
+                assert!(least_squares < 0.75 * sparsegpt);
+            } else if pattern == TWO_FOUR {
+                assert_relative_eq!(least_squares, sparsegpt, max_relative = 0.02);
+            }
+            if (shared, outlier, pattern) == (0.9, 10.0, TWO_FOUR) {
+                // The reference's means over 30 trials of its own draws.
+                let want = [0.1325, 0.0216, 0.0265, 0.0098, 0.0068, 0.0059, 0.0053];
+                for (mean, want) in mean.iter().zip(want) {
+                    assert_relative_eq!(*mean, want, max_relative = 0.05);
+                }
+            }
         }
     }
+}
+
+#[test]
+fn the_threshold_of_dsnot_does_not_follow_the_scale_of_the_calibration_data() {
+    let layer = Layer::random(16, 64, 64, 1);
+    let target = (UNSTRUCTURED, Scope::PerRow, layer.weight.len() / 2);
+    let base = layer.prune(&*wanda(), target).unwrap().0.mask;
+    assert_ne!(layer.prune(&Dsnot::default(), target).unwrap().0.mask, base);
+    assert_eq!(layer.louder(-40).prune(&Dsnot::default(), target).unwrap().0.mask, base);
 }
 
 #[test]

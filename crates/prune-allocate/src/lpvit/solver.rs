@@ -44,7 +44,9 @@ pub enum BlockSolver {
     #[default]
     Exact,
     /// Along the lower convex hulls of the curves, the cheapest loss for its cost first; then
-    /// whatever single blocks still fit. O(blocks · log blocks).
+    /// whatever single blocks still fit. [`BlockSolver::Uniform`] instead where that loses less:
+    /// below curves that are not convex the hull may promise what no single block keeps.
+    /// O(blocks · log blocks).
     Hull,
     /// The same part of every layer's blocks, as little as the limit allows: the baseline.
     Uniform,
@@ -92,7 +94,11 @@ impl Lpvit {
         let removed = match self.solver {
             BlockSolver::Uniform => uniform(curves, &most, limit)?,
             BlockSolver::Exact => self.choose(Solver::Exact, curves, &most, limit)?,
-            BlockSolver::Hull => self.choose(Solver::Lagrangian, curves, &most, limit)?,
+            BlockSolver::Hull => {
+                let hull = self.choose(Solver::Lagrangian, curves, &most, limit)?;
+                let uniform = uniform(curves, &most, limit)?;
+                if loss(curves, &uniform) < loss(curves, &hull) { uniform } else { hull }
+            }
         };
         Allocation::new(curves.iter().map(|c| c.layer().clone()).zip(removed).collect())
     }
@@ -116,6 +122,10 @@ impl Lpvit {
         let options: Vec<_> = curves.iter().zip(most).map(options).collect();
         solve(solver, &options, limit)
     }
+}
+
+fn loss(curves: &[BlockCurve], removed: &[usize]) -> f64 {
+    curves.iter().zip(removed).map(|(c, &k)| c.losses()[k]).sum()
 }
 
 /// The least `t` at which every layer can lose `⌈t · blocks⌉` and the limit is kept.

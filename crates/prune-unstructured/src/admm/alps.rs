@@ -107,9 +107,8 @@ impl Alps {
         let first_mask = largest(splitting.dense().view(), target)?;
         let kept = first_mask.kept().max(1) as f64;
         splitting.restart(&first_mask)?;
-        let mut course = Course::default();
-        let mut rho = self.rho;
-        course.note(splitting.set_rho(target.layer, &unit.gram, rho)?);
+        let mut course = Course { rho: self.rho, ..Course::default() };
+        course.note(splitting.set_rho(target.layer, &unit.gram, course.rho)?);
         let mut weights = Array2::zeros(splitting.dense().dim());
         let mut seen = first_mask.clone();
         let mut has_grown = false;
@@ -123,24 +122,24 @@ impl Alps {
             }
             let changed = splitting.mask().xor(&seen)?.kept() as f64;
             seen = splitting.mask().clone();
-            let before = rho;
+            let before = course.rho;
             match changed / kept {
-                part if part > 0.1 => (rho, has_grown) = (rho * 1.3, true),
-                part if part > 0.005 => (rho, has_grown) = (rho * 1.2, true),
-                _ if changed > 0.0 && has_grown => rho *= 1.1,
+                part if part > 0.1 => (course.rho, has_grown) = (before * 1.3, true),
+                part if part > 0.005 => (course.rho, has_grown) = (before * 1.2, true),
+                _ if changed > 0.0 && has_grown => course.rho = before * 1.1,
                 _ if changed > 0.0 => {
-                    rho /= 5.0;
+                    course.rho = before / 5.0;
                     splitting.restart(&first_mask)?;
                 }
                 _ if has_grown => break,
-                _ => rho /= 5.0,
+                _ => course.rho = before / 5.0,
             }
-            rho = rho.min(LARGEST_RHO);
+            course.rho = course.rho.min(LARGEST_RHO);
             if iteration >= SETTLE_AFTER && changed / kept < 3e-4 {
                 break;
             }
-            course.note(splitting.set_rho(target.layer, &unit.gram, rho)?);
-            splitting.scale_dual(before / rho);
+            course.note(splitting.set_rho(target.layer, &unit.gram, course.rho)?);
+            splitting.scale_dual(before / course.rho);
         }
         Ok((weights, course))
     }
@@ -149,6 +148,8 @@ impl Alps {
 #[derive(Default)]
 struct Course {
     iterations: u32,
+    /// The last ρ.
+    rho: f64,
     damping: f64,
     raised: u32,
 }
@@ -219,5 +220,38 @@ impl Pruner for Alps {
             ..PruneReport::default()
         };
         Ok(Pruned { mask, report })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::{Fixture, TWO_FOUR};
+    use approx::assert_abs_diff_eq;
+    use prune_core::{LayerId, Seed};
+
+    #[test]
+    fn the_last_rho_is_that_of_the_reference() {
+        for (fixture, pattern, iterations, rho) in [
+            (Fixture::small(), Pattern::Unstructured, 30, 1.060450),
+            (Fixture::correlated(), TWO_FOUR, 21, 0.411278),
+        ] {
+            let (alps, layer, stats) = (Alps::default(), LayerId::new("layer"), fixture.stats());
+            let mut weight = fixture.weight.mapv(|w| w as f32);
+            let target = Target {
+                layer: &layer,
+                pattern,
+                scope: Scope::PerLayer,
+                remove: weight.len() / 2,
+                stream: Seed::new(0).stream("layer"),
+            };
+            let found = GramLayer::new(alps.name(), &layer, weight.view(), &stats).unwrap();
+            let unit = UnitLayer::new(&found, alps.damping);
+            unit.grow(weight.view_mut());
+            let (_, course) =
+                alps.alternate(&mut Splitting::new(weight.clone()), &unit, &target).unwrap();
+            assert_eq!(course.iterations, iterations);
+            assert_abs_diff_eq!(course.rho, rho, epsilon = 6e-7);
+        }
     }
 }

@@ -88,7 +88,7 @@ mod tests {
             .chain(n.weight.row(1))
             .zip(columns.into_iter().chain(rows).chain(second))
         {
-            assert_abs_diff_eq!(*found, want, epsilon = 1e-6);
+            assert_abs_diff_eq!(*found, want, epsilon = 6e-7);
         }
     }
 

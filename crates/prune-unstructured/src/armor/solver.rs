@@ -291,3 +291,88 @@ fn folded<T: Precision>(
     }
     BlockDiagonal::from_parts(axis.size, data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Fixture;
+    use crate::{AdamOptions, CoreRate, Fidelity, GroupChoice, Schedule};
+    use approx::assert_abs_diff_eq;
+    use proptest::prelude::*;
+    use prune_core::Seed;
+
+    const RATE: AdamOptions = AdamOptions {
+        factor_rate: 1e-2,
+        core_rate: CoreRate::Absolute(1e-2),
+        schedule: Schedule::Constant,
+    };
+
+    fn start(weight: &Array2<f64>, h: &[f64], block: [usize; 2]) -> (State<f64>, Normalised<f64>) {
+        let axis = |i: usize, size: usize| Axis::new(size, block[i], TILE[i]);
+        let (rows, cols) = weight.dim();
+        let grid = Grid { rows: axis(0, rows), cols: axis(1, cols), n: 2, m: 4 };
+        let normal = normalise(weight.view());
+        let state = State::new(grid, normal.weight.view(), h, Seed::new(3).stream("state"));
+        (state, normal)
+    }
+
+    #[test]
+    fn losses_of_a_core_of_zeros_match_the_reference_before_they_are_scaled_to_one() {
+        for (fixture, block, total) in
+            [(Fixture::square(), 4, 11.170786239), (Fixture::correlated(), 8, 40.747204)]
+        {
+            let (state, _) = start(&fixture.weight, &fixture.importance(), [block; 2]);
+            assert_abs_diff_eq!(state.total, total, epsilon = total * 1e-8);
+        }
+    }
+
+    #[test]
+    fn losses_between_the_step_of_adam_and_the_change_of_groups_match_the_reference() {
+        let fixture = Fixture::square();
+        for (iteration, want) in [
+            (1, 0.311478593),
+            (2, 0.287320625),
+            (3, 0.263817149),
+            (10, 0.130364064),
+            (50, 0.003825967),
+        ] {
+            let (mut state, _) = start(&fixture.weight, &fixture.importance(), [4, 4]);
+            let step = GroupStep::new(&state.grid, Fidelity::Released, state.total);
+            let mut adam = Adam::new(RATE, &state);
+            adam.start(&mut state, &step);
+            for _ in 1..iteration {
+                adam.iterate(&mut state, 0.0, (&step, GroupChoice::Greedy, 1), None);
+            }
+            let half = adam.iterate(&mut state, 0.0, (&step, GroupChoice::Greedy, 0), None);
+            assert_abs_diff_eq!(half, want, epsilon = 6e-10);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn norms_folded_into_the_factors_are_norms_around_their_product(
+            rows in 1usize..20, groups in 1usize..7, a in 1usize..9, b in 1usize..4,
+            seed in any::<u64>(),
+        ) {
+            let mut stream = Seed::new(seed).stream("layer");
+            let weight =
+                Array2::from_shape_simple_fn((rows, 4 * groups), || 2.0 * stream.uniform() - 1.0);
+            let h: Vec<f64> = (0..4 * groups).map(|_| 0.1 + stream.uniform()).collect();
+            let (mut state, normal) = start(&weight, &h, [a, 4 * b]);
+            for block in state.a.iter_mut().chain(&mut state.b) {
+                block.mapv_inplace(|x| x + stream.uniform() - 0.5);
+            }
+            let bare = Normalised {
+                weight: normal.weight.clone(),
+                rows: vec![1.0; rows],
+                columns: vec![1.0; 4 * groups],
+            };
+            let folded = finish(&state, &normal, vec![], 0.0).unwrap().layer.to_dense();
+            let plain = finish(&state, &bare, vec![], 0.0).unwrap().layer.to_dense();
+            for ((at, folded), plain) in folded.indexed_iter().zip(&plain) {
+                let want = normal.rows[at.0] * plain * normal.columns[at.1];
+                prop_assert!((folded - want).abs() < 1e-12, "{folded} {want}");
+            }
+        }
+    }
+}

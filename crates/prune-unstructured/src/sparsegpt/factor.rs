@@ -44,18 +44,13 @@ impl Factor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use approx::assert_relative_eq;
+    use crate::layers::Fixture;
+    use approx::{assert_abs_diff_eq, assert_relative_eq};
     use ndarray::s;
     use prune_core::{GramAccumulator, LayerId, LayerStats};
 
-    /// `X[t,j] = sin(0.37(t+1)(j+1)) + 0.5 cos(t+1)`, 16 tokens of 8 channels.
     fn gram() -> Array2<f64> {
-        let inputs = Array2::from_shape_fn((16, 8), |(t, j)| {
-            let (t, j) = (t as f64 + 1.0, j as f64 + 1.0);
-            (0.37 * t * j).sin() + 0.5 * t.cos()
-        });
-        let half = inputs.t().dot(&inputs);
-        (&half + &half.t()) / 2.0
+        Fixture::small().gram()
     }
 
     fn factor_of(gram: &Array2<f64>, order: &[usize]) -> (Factor, f64) {
@@ -76,11 +71,23 @@ mod tests {
         let diagonal =
             [0.342364, 0.365924, 0.314341, 0.313473, 0.313964, 0.312383, 0.309330, 0.303321];
         for (found, want) in u.row(0).iter().zip(row).chain(u.diag().iter().zip(diagonal)) {
-            assert_relative_eq!(*found, want, epsilon = 1e-6);
+            assert_abs_diff_eq!(*found, want, epsilon = 6e-7);
         }
         // The last column has nothing after it to make up for it.
         let last = gram()[[7, 7]] + 0.01 * gram().diag().sum() / 8.0;
         assert_relative_eq!(1.0 / (u[[7, 7]] * u[[7, 7]]), last, max_relative = 1e-6);
+    }
+
+    #[test]
+    fn the_factor_of_the_reversed_matrix_is_that_of_the_inverse() {
+        let mut h = gram();
+        let damping = 0.01 * h.diag().sum() / 8.0;
+        h.diag_mut().mapv_inplace(|d| d + damping);
+        let turned = prune_linalg::inverse_upper_factor(h.view()).unwrap();
+        let lower = prune_linalg::cholesky(h.view()).unwrap();
+        let inverse = prune_linalg::cholesky_inverse(lower.view()).unwrap();
+        let factor = prune_linalg::cholesky(inverse.view()).unwrap();
+        assert!((&turned - &factor.t()).iter().all(|d| d.abs() < 5e-16));
     }
 
     #[test]

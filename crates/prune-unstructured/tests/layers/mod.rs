@@ -28,6 +28,13 @@ impl Fixture {
         Self { weight, inputs }
     }
 
+    /// As [`Fixture::small`] with eight rows.
+    pub(crate) fn square() -> Self {
+        let weight =
+            Array2::from_shape_fn((8, 8), |(i, j)| (7.0 * i as f64 + 3.0 * j as f64).sin());
+        Self { weight, ..Self::small() }
+    }
+
     /// Correlated inputs of rank 8 and noise, two channels ten times as loud; four sequences of 32.
     pub(crate) fn correlated() -> Self {
         Self::correlated_wide(32)
@@ -46,6 +53,12 @@ impl Fixture {
             scale * (2.0 * shared + 0.4 * p(t, j, 4.0))
         });
         Self { weight, inputs }
+    }
+
+    /// `h_j = 2 · mean x_j²`.
+    pub(crate) fn importance(&self) -> Vec<f64> {
+        let tokens = self.inputs.nrows() as f64;
+        self.gram().diag().iter().map(|sum| 2.0 * sum / tokens).collect()
     }
 
     /// `XᵀX` in f64.
