@@ -422,6 +422,44 @@ mod tests {
         assert!((l2(&clipped) - 0.104_364).abs() < 1e-5);
     }
 
+    /// Computed in Python from the formulas of the Open Compute Project and compressed-tensors.
+    #[test]
+    fn shared_powers_carry_at_seven_eighths_where_they_are_rounded_up() {
+        for (absmax, floor, up) in [
+            (3.4999, 0.5, 0.5),
+            (3.5, 0.5, 1.0),
+            (3.9999, 0.5, 1.0),
+            (4.0, 1.0, 1.0),
+            (6.9999, 1.0, 1.0),
+            (7.0, 1.0, 2.0),
+        ] {
+            assert_eq!(shared_power(absmax, 6.0, MxScale::Floor), floor, "{absmax}");
+            assert_eq!(shared_power(absmax, 6.0, MxScale::RoundUp), up, "{absmax}");
+        }
+        // Clamped at both ends.
+        assert_eq!(shared_power(f32::MIN_POSITIVE, 6.0, MxScale::Floor), decode_e8m0(0));
+        assert_eq!(shared_power(f32::MAX, 6.0, MxScale::RoundUp), 2f32.powi(126));
+    }
+
+    /// bitsandbytes, to six digits.
+    #[test]
+    fn nf4_rounds_at_the_midpoints_and_ties_down() {
+        let c = coder("nf4 flat16 f32", Family::default(), Fidelity::Exact);
+        let want = [
+            -0.848_096, -0.610_633, -0.459_995, -0.339_679, -0.234_607, -0.137_912, -0.045_525,
+            0.039_790, 0.120_255, 0.203_521, 0.292_014, 0.389_313, 0.501_663, 0.642_787, 0.861_478,
+        ];
+        let p = c.params(&[1.0, -1.0]);
+        assert_eq!(p.scale, 1.0);
+        for (code, (middle, want)) in c.nf4_midpoints.into_iter().zip(want).enumerate() {
+            assert!((middle - want).abs() < 6e-7, "{middle} {want}");
+            let code = code as u8;
+            assert_eq!(c.code(&p, middle), code);
+            assert_eq!(c.code(&p, middle.next_up()), code + 1);
+            assert_eq!(c.code(&p, middle.next_down()), code);
+        }
+    }
+
     #[test]
     fn percentiles_interpolate() {
         let values: Vec<f32> = (0..=100).map(|i| i as f32).collect();
