@@ -140,7 +140,8 @@ pub enum ZeroPoint {
     Symmetric,
     /// At a code of its own in each group.
     Integer,
-    /// Anywhere: a number in each group, stored as the scales are. Zero need not have a code.
+    /// Anywhere: a number in each group, stored as the scales are, in 16 or 32 bits. Zero need not
+    /// have a code.
     Float,
 }
 
@@ -341,8 +342,9 @@ impl QuantScheme {
     /// Checks that the parts fit together.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for integers of 0 or more than 8 bits, empty groups, and a zero point
-    /// for codes that are no integers.
+    /// [`Error::OutOfRange`] for integers of 0 or more than 8 bits, empty groups, a zero point for
+    /// codes that are no integers, and float zero points beside scales of 8 bits, in whose format
+    /// they would be stored.
     pub fn check(&self) -> Result<()> {
         if let NumberFormat::Int { bits } = self.number
             && !(1..=8).contains(&bits)
@@ -357,6 +359,15 @@ impl QuantScheme {
                 "zero point",
                 format!("`{}` for {} codes", self.zero, self.number),
                 "`sym`; only integer codes have a zero point",
+            ));
+        }
+        let wide = matches!(self.scale, ScaleFormat::F32 | ScaleFormat::F16 | ScaleFormat::BF16);
+        if self.zero == ZeroPoint::Float && !wide {
+            return Err(Error::out_of_range(
+                "zero point",
+                format!("`float` with `{}` scales", self.scale),
+                "`sym` or `asym`, or scales in `f32`, `f16` or `bf16`, as which a float zero \
+                 point is stored",
             ));
         }
         Ok(())
@@ -581,6 +592,11 @@ mod tests {
         assert!(QuantScheme::int(9).is_err());
         assert!(QuantScheme::nf4().zero(ZeroPoint::Integer).check().is_err());
         assert!("int4 g0".parse::<QuantScheme>().is_err());
+        for scale in ["s-e4m3", "s-e8m0", "double"] {
+            assert!(format!("int4 g16 asym {scale}").parse::<QuantScheme>().is_ok());
+            let e = format!("int4 g16 float {scale}").parse::<QuantScheme>().unwrap_err();
+            assert!(e.to_string().contains(scale), "{e}");
+        }
         assert!("g128".parse::<QuantScheme>().is_err());
         assert!("int4 g128 wide".parse::<QuantScheme>().is_err());
     }

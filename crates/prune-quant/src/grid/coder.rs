@@ -116,7 +116,7 @@ impl Coder {
             return self.with_zero(1.0, -lo);
         }
         let scale = self.stored((hi - lo) / self.top);
-        self.with_zero(scale, -lo / scale)
+        self.with_zero(scale, -lo / self.step(scale))
     }
 
     fn integer(&self, lo: f32, hi: f32) -> Params {
@@ -131,7 +131,7 @@ impl Coder {
                 return self.with_zero(self.stored(absmax / (self.middle - 1.0)), self.middle);
             }
             let scale = self.stored((hi - lo).max(1e-5) / self.top);
-            let zero = (-(lo / scale).round_ties_even()).clamp(0.0, self.top);
+            let zero = (-(lo / self.step(scale)).round_ties_even()).clamp(0.0, self.top);
             return self.with_zero(scale, zero);
         }
         let (mut lo, mut hi) = (lo.min(0.0), hi.max(0.0));
@@ -152,7 +152,7 @@ impl Coder {
         let scale = self.stored((hi - lo) / self.top);
         let zero = match symmetric {
             true => self.middle,
-            false => (-lo / scale).round_ties_even().clamp(0.0, self.top),
+            false => (-lo / self.step(scale)).round_ties_even().clamp(0.0, self.top),
         };
         self.with_zero(scale, zero)
     }
@@ -166,7 +166,12 @@ impl Coder {
         };
         let scale = match (self.scheme.scale, self.global) {
             _ if absmax == 0.0 => 1.0,
-            (ScaleFormat::E8M0, _) => shared_power(absmax, largest, self.rules.mx_scale),
+            (ScaleFormat::E8M0, _) => {
+                let power = shared_power(absmax, largest, self.rules.mx_scale);
+                // No code of NF4 is beyond its scale, so that what is would be lost.
+                let lost = self.scheme.number == NumberFormat::Nf4 && power < absmax;
+                if lost { 2.0 * power } else { power }
+            }
             (format, Some(global)) => {
                 let scale = format.round(global * absmax / largest);
                 match (scale == 0.0, self.rules.fidelity) {
@@ -180,10 +185,15 @@ impl Coder {
         self.with_zero(scale, 0.0)
     }
 
-    /// `scale` as the scheme stores it, and never 0.
-    fn stored(&self, scale: f32) -> f32 {
+    /// The scale that the scheme stores for a step of this size, never 0.
+    fn stored(&self, step: f32) -> f32 {
         let format = self.scheme.scale;
-        format.round(scale).max(format.smallest())
+        format.round(self.global.map_or(step, |g| g * step)).max(format.smallest())
+    }
+
+    /// What a step of codes is worth under a stored scale.
+    fn step(&self, scale: f32) -> f32 {
+        self.global.map_or(scale, |g| scale / g)
     }
 
     fn with_zero(&self, scale: f32, zero: f32) -> Params {
@@ -191,8 +201,8 @@ impl Coder {
             ZeroPoint::Float => self.scheme.scale.round(zero),
             _ => zero,
         };
-        let step = self.global.map_or(scale, |g| scale / g);
-        Params { scale, zero, step, offset: -zero * scale }
+        let step = self.step(scale);
+        Params { scale, zero, step, offset: -zero * step }
     }
 
     /// The same group with another float zero point, which is rounded as it will be stored.
@@ -200,9 +210,9 @@ impl Coder {
         self.with_zero(self.stored(scale), zero)
     }
 
-    /// The parameters of a scale that was read back from storage.
-    pub(crate) fn with_scale(&self, scale: f32) -> Params {
-        self.with_zero(scale, self.middle)
+    /// The same group with a scale that was read back from storage.
+    pub(crate) fn with_scale(&self, p: &Params, scale: f32) -> Params {
+        self.with_zero(scale, p.zero)
     }
 
     /// The code of `x`.
@@ -211,19 +221,19 @@ impl Coder {
         match self.scheme.number {
             NumberFormat::Int { .. } => {
                 let code = match (self.scheme.zero, self.rules.family) {
-                    (ZeroPoint::Float, _) => ((x - p.offset) / p.scale).round_ties_even(),
+                    (ZeroPoint::Float, _) => ((x - p.offset) / p.step).round_ties_even(),
                     (_, Family::CompressedTensors) => {
                         // On the signed grid, as the reference computes it: the sum is rounded to
                         // f32 there.
-                        let sum = (x / p.scale) + (p.zero - self.middle);
+                        let sum = (x / p.step) + (p.zero - self.middle);
                         sum.clamp(-self.middle, self.middle - 1.0).round_ties_even() + self.middle
                     }
-                    _ => (x / p.scale).round_ties_even() + p.zero,
+                    _ => (x / p.step).round_ties_even() + p.zero,
                 };
                 code.clamp(0.0, self.top) as u8
             }
             NumberFormat::Nf4 => {
-                let y = (x / p.scale).clamp(-1.0, 1.0);
+                let y = (x / p.step).clamp(-1.0, 1.0);
                 self.nf4_midpoints.iter().map(|m| u8::from(y > *m)).sum()
             }
             NumberFormat::Fp4 => encode_e2m1(x / p.step),
