@@ -72,7 +72,7 @@ pub(crate) enum Command {
         model: String,
         #[command(flatten)]
         output: OutputArgs,
-        /// dense, compressed-tensors, gptq, awq or gguf.
+        /// dense, compressed-tensors, gptq, gptq-v1, awq or gguf.
         #[arg(long)]
         format: String,
         /// The GGUF type of layers whose codes have none: f16, q8_0, q4_k and others.
@@ -221,7 +221,7 @@ pub(crate) struct QuantArgs {
     /// says that it was pruned.
     #[arg(long, conflicts_with_all = ["recipe", "kind"])]
     pub(crate) keep_zeros: Option<bool>,
-    /// dense, compressed-tensors, gptq, awq or gguf.
+    /// dense, compressed-tensors, gptq, gptq-v1, awq or gguf.
     #[arg(long)]
     pub(crate) format: Option<String>,
     /// The GGUF type of embeddings and output matrix; llama.cpp's own choice by default.
