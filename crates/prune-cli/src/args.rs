@@ -204,8 +204,8 @@ pub(crate) struct QuantArgs {
     /// output is GGUF, which has 32.
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) group: Option<String>,
-    /// Where zero lies: sym, asym or float. By default float for hqq, sym for compressed-tensors
-    /// and GGUF, else asym.
+    /// Where zero lies: sym, asym or float. By default float for hqq, sym for
+    /// compressed-tensors, gptq-v1 and GGUF, else asym.
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) zero: Option<String>,
     /// How scales are stored: f16, bf16 or f32.
