@@ -47,8 +47,19 @@ fn a_file_matches_that_of_the_python_package() {
     let file = std::fs::read(&out).unwrap();
     assert_eq!(file.len(), 224);
     assert_eq!(crc32(&file), 0x552b_60cc);
+    // 143 bytes of header, filled up to the alignment, as the 36 bytes of data are.
+    assert_eq!(file[135..143], 0u64.to_le_bytes(), "the offset of the tensor");
+    assert!(file[143..160].iter().chain(&file[196..]).all(|b| *b == 0));
+    let hex: String = file[160..196].iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "00b0e837ca55ac738e916fb04fd02ff01ff1ff2f0df40bf619e837da45bc738e916fb04f");
     let back = BlockType::Q4_0.decode("w", &file[160..196]).unwrap();
     assert_eq!(back[..6], [-0.0, 0.125, -0.25, 0.375, -0.5, 0.625]);
+    assert!(back[0].is_sign_negative());
+    for (a, want) in
+        back[32..].iter().zip([0.624695, -0.499756, 0.374817, -0.249878, 0.124939, 0.0])
+    {
+        assert!((f64::from(*a) - want).abs() < 5.1e-7, "{a} {want}");
+    }
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");
 }
 
@@ -178,8 +189,8 @@ fn every_type_is_written_and_read() {
     let directory = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(&tiny_llama()).unwrap();
     for name in [
-        "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-        "Q6_K",
+        "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "Q2_K", "Q3_K", "Q4_K",
+        "Q5_K", "Q6_K",
     ] {
         let out = directory.path().join("tiny.gguf");
         let kind: GgufType = name.parse().unwrap();

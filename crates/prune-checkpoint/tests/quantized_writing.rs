@@ -37,6 +37,47 @@ fn the_sizes_of_a_large_layer_are_those_of_the_formula() {
     assert_eq!(bytes("compressed-tensors", "int4 g128 asym"), 23_441_408 - 4 * cols + 16);
     let scheme: QuantScheme = "int4 g128 asym".parse().unwrap();
     assert_eq!(scheme.nbytes(rows, cols), 23_441_408 - 4 * cols);
+    let per_weight = 8.0 * 23_441_408.0 / (rows * cols) as f64;
+    assert!((per_weight - 4.159157).abs() < 5.1e-7, "{per_weight}");
+    // An index of 32 bits a channel is 32 / out bits a weight.
+    let more = per_weight - scheme.bits_per_weight(rows, cols);
+    assert!((more - 32.0 / rows as f64).abs() < 1e-12);
+}
+
+/// A zero point of 8 is 7 in v1 and 8 in v2; lanes by the formula of either.
+#[test]
+fn zero_points_are_stored_less_one_in_v1_and_as_they_are_in_v2() {
+    let words = |format: &str, zeros: Option<[u8; 8]>| {
+        let mut scheme = QuantScheme::int(4).unwrap();
+        if zeros.is_some() {
+            scheme = scheme.zero(ZeroPoint::Integer);
+        }
+        let mut parts = matrix(32, 32, scheme).into_parts();
+        parts.zeros = zeros.map(|z| Array2::from_shape_fn((32, 1), |(r, _)| f32::from(z[r % 8])));
+        let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+        let tensors = quant_format(format).unwrap().encode(&LayerId::new("w"), &m)?;
+        let (info, bytes) = &tensors[1];
+        assert_eq!((info.name.as_str(), bytes.len()), ("w.qzeros", 16));
+        Ok::<u32, Error>(u32::from_le_bytes(bytes[..4].try_into().unwrap()))
+    };
+    assert_eq!(words("gptq", None).unwrap(), 0x8888_8888);
+    assert_eq!(words("gptq-v1", None).unwrap(), 0x7777_7777);
+    let zeros = [8, 8, 0, 3, 15, 1, 8, 7];
+    assert_eq!(words("gptq", Some(zeros)).unwrap(), 0x781f_3088);
+    let e = words("gptq-v1", Some(zeros)).unwrap_err().to_string();
+    assert!(e.contains("a zero point of 0") && e.contains("`gptq`"), "{e}");
+    let zeros = [8, 8, 1, 3, 15, 1, 8, 7];
+    assert_eq!(words("gptq-v1", Some(zeros)).unwrap(), 0x670e_2077);
+    let layers = [(LayerId::new("w"), QuantScheme::int(4).unwrap())];
+    for (format, name) in [("gptq", "gptq_v2"), ("gptq-v1", "gptq")] {
+        let format = quant_format(format).unwrap();
+        assert_eq!(format.config(&layers, &[]).unwrap()["checkpoint_format"], name);
+        let files = format.files(&layers).unwrap();
+        assert_eq!(
+            (files[0].0, &files[0].1["checkpoint_format"]),
+            ("quantize_config.json", &json!(name))
+        );
+    }
 }
 
 #[test]
@@ -103,6 +144,8 @@ fn what_a_format_cannot_hold_is_refused_with_the_way_out() {
         ("gptq", "int4 g32 bf16", 32, 64, "f16"),
         ("gptq", "int4 g32", 31, 64, "multiples of 32"),
         ("gptq", "int4 tensor", 32, 64, "channel"),
+        ("gptq-v1", "int4 g32", 32, 33, "multiples of 32"),
+        ("gptq-v1", "int4 g32 float", 32, 64, "asym"),
         ("awq", "int3 g32", 32, 64, "int4"),
         ("awq", "int4 g32", 12, 64, "multiple of 8"),
         ("awq", "int4 g48", 32, 64, "divide"),
@@ -116,7 +159,9 @@ fn what_a_format_cannot_hold_is_refused_with_the_way_out() {
     let mut parts = matrix(32, 64, "int4 g32".parse().unwrap()).into_parts();
     parts.group_index = Some((0..64).map(|c| c % 2).collect());
     let ordered = QuantizedMatrix::from_parts("w", parts.clone()).unwrap();
-    for (format, ok) in [("compressed-tensors", false), ("awq", false), ("gptq", true)] {
+    for (format, ok) in
+        [("compressed-tensors", false), ("awq", false), ("gptq", true), ("gptq-v1", true)]
+    {
         let encoded = quant_format(format).unwrap().encode(&LayerId::new("w"), &ordered);
         assert_eq!(encoded.is_ok(), ok, "{format}");
     }
@@ -149,10 +194,22 @@ proptest! {
             };
             let encoded = format.encode(&layer, &m).unwrap();
             prop_assert_eq!(plan.len(), encoded.len());
+            let mut sum = 0;
             for (planned, (info, bytes)) in plan.iter().zip(&encoded) {
                 prop_assert_eq!(planned, info);
                 prop_assert_eq!(info.nbytes(), bytes.len());
+                sum += bytes.len();
             }
+            // What the matrix says it takes, and what each format has besides: an index of groups,
+            // a shape, zero points also where they are all the same.
+            let groups = m.rows() * m.cols() / group;
+            let zeros = if asym { 0 } else { groups * bits as usize / 8 };
+            let more = match *name {
+                "compressed-tensors" => 16,
+                "awq" => zeros,
+                _ => zeros + 4 * m.cols(),
+            };
+            prop_assert_eq!(sum, m.nbytes() + more, "{}", name);
         }
     }
 }

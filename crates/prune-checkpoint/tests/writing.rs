@@ -48,6 +48,33 @@ fn a_single_file_has_the_bytes_of_the_reference_implementation() {
     assert_eq!(entries(&out), ["model.safetensors"]);
 }
 
+/// Written by safetensors 0.8.0 for Python (`safetensors.numpy.save_file` with this metadata).
+#[test]
+fn a_small_file_has_the_length_and_checksum_of_the_reference() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    let tensor = |name: &str, dtype, shape: &[usize]| TensorInfo {
+        name: name.into(),
+        dtype,
+        shape: shape.to_vec(),
+    };
+    let plan = [tensor("z", DType::I8, &[3]), tensor("w", DType::F32, &[2, 4])];
+    let mut writer = HfWriter::create(&out, options(&plan)).unwrap();
+    writer.write_tensor(&plan[0], &[-1i8 as u8, 0, 1]).unwrap();
+    let sine = |i: usize, j: usize| (7.0 * i as f64 + 3.0 * j as f64).sin() as f32;
+    let w: Vec<u8> = (0..8).flat_map(|k| sine(k / 4, k % 4).to_le_bytes()).collect();
+    writer.write_tensor(&plan[1], &w).unwrap();
+    writer.finish().unwrap();
+    let file = fs::read(out.join("model.safetensors")).unwrap();
+    assert_eq!((file.len(), u64::from_le_bytes(file[..8].try_into().unwrap())), (187, 144));
+    let header = r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2,4],"data_offsets":[0,32]},"z":{"dtype":"I8","shape":[3],"data_offsets":[32,35]}}  "#;
+    assert_eq!(std::str::from_utf8(&file[8..152]).unwrap(), header);
+    let crc = !file.iter().fold(!0u32, |crc, b| {
+        (0..8).fold(crc ^ u32::from(*b), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
+    });
+    assert_eq!(crc, 0xa3b1_8b82);
+}
+
 #[test]
 fn shards_are_filled_in_natural_order_and_listed_in_an_index() {
     let directory = tempfile::tempdir().unwrap();

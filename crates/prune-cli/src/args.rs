@@ -72,7 +72,7 @@ pub(crate) enum Command {
         model: String,
         #[command(flatten)]
         output: OutputArgs,
-        /// dense, compressed-tensors, gptq, awq or gguf.
+        /// dense, compressed-tensors, gptq, gptq-v1, awq or gguf.
         #[arg(long)]
         format: String,
         /// The GGUF type of layers whose codes have none: f16, q8_0, q4_k and others.
@@ -204,8 +204,8 @@ pub(crate) struct QuantArgs {
     /// output is GGUF, which has 32.
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) group: Option<String>,
-    /// Where zero lies: sym, asym or float. By default float for hqq, sym for compressed-tensors
-    /// and GGUF, else asym.
+    /// Where zero lies: sym, asym or float. By default float for hqq, sym for
+    /// compressed-tensors, gptq-v1 and GGUF, else asym.
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) zero: Option<String>,
     /// How scales are stored: f16, bf16 or f32.
@@ -221,7 +221,7 @@ pub(crate) struct QuantArgs {
     /// says that it was pruned.
     #[arg(long, conflicts_with_all = ["recipe", "kind"])]
     pub(crate) keep_zeros: Option<bool>,
-    /// dense, compressed-tensors, gptq, awq or gguf.
+    /// dense, compressed-tensors, gptq, gptq-v1, awq or gguf.
     #[arg(long)]
     pub(crate) format: Option<String>,
     /// The GGUF type of embeddings and output matrix; llama.cpp's own choice by default.

@@ -72,7 +72,7 @@ impl QuantArgs {
         let zero = match (&self.zero, method, format) {
             (Some(text), ..) => text.as_str(),
             (None, "hqq", _) => "float",
-            (None, _, "compressed-tensors" | "gguf") => "sym",
+            (None, _, "compressed-tensors" | "gguf" | "gptq-v1") => "sym",
             (None, ..) => "asym",
         };
         format!("{group} {zero} {}", self.scales)

@@ -29,11 +29,11 @@ pub use mask::Mask;
 pub use pattern::{Pattern, Scope};
 pub use pruned::{PruneReport, Pruned};
 pub use quant::{
-    AWQ_ORDER, Granularity, NF4_LEVELS, NibbleOrder, NumberFormat, QuantReport, QuantScheme,
-    QuantTarget, Quantized, QuantizedMatrix, QuantizedParts, Quantizer, ScaleFormat, ZeroPoint,
-    decode_e2m1, decode_e4m3, decode_e5m2, decode_e8m0, dense_words, encode_e2m1, encode_e4m3,
-    encode_e5m2, encode_e8m0, pack_awq, pack_dense, pack_lanes, unpack_awq, unpack_dense,
-    unpack_lanes,
+    AWQ_ORDER, Granularity, NF4_LEVELS, NibbleOrder, NumberFormat, PartOrder, QuantReport,
+    QuantScheme, QuantTarget, Quantized, QuantizedMatrix, QuantizedParts, Quantizer, ScaleFormat,
+    ZeroPoint, decode_e2m1, decode_e4m3, decode_e5m2, decode_e8m0, dense_words, encode_e2m1,
+    encode_e4m3, encode_e5m2, encode_e8m0, pack_awq, pack_dense, pack_hqq3, pack_lanes, pack_parts,
+    unpack_awq, unpack_dense, unpack_hqq3, unpack_lanes, unpack_parts,
 };
 pub use score_pruner::{ScorePruner, prune_by_score};
 pub use seed::{Seed, SeedStream};

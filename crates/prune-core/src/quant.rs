@@ -12,8 +12,8 @@ pub use minifloat::{
     encode_e8m0,
 };
 pub use packing::{
-    AWQ_ORDER, NibbleOrder, dense_words, pack_awq, pack_dense, pack_lanes, unpack_awq,
-    unpack_dense, unpack_lanes,
+    AWQ_ORDER, NibbleOrder, PartOrder, dense_words, pack_awq, pack_dense, pack_hqq3, pack_lanes,
+    pack_parts, unpack_awq, unpack_dense, unpack_hqq3, unpack_lanes, unpack_parts,
 };
 pub use quantizer::{QuantReport, QuantTarget, Quantized, Quantizer};
 pub use scheme::{Granularity, NF4_LEVELS, NumberFormat, QuantScheme, ScaleFormat, ZeroPoint};

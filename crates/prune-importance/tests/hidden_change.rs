@@ -45,6 +45,16 @@ fn lim_matches_the_reference_and_its_two_forms_rank_differently() {
         let got = change.lim(LimOver::Everything).unwrap();
         assert_abs_diff_eq!(got, everything[l], epsilon = 1e-6);
     }
+    // The most important first: what changes its input most.
+    let order = |over| {
+        let scores: Vec<f64> =
+            (0..4).map(|l| change(&hidden(l), &hidden(l + 1)).lim(over).unwrap()).collect();
+        let mut order = [0, 1, 2, 3];
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        order
+    };
+    assert_eq!(order(LimOver::Tokens), [0, 3, 1, 2]);
+    assert_eq!(order(LimOver::Everything), [0, 1, 2, 3]);
 }
 
 #[test]
@@ -106,9 +116,15 @@ proptest! {
         prop_assert!((0.0..=1.0).contains(&whole.angular_distance().unwrap()));
         let scaled = change(&before.mapv(|x| x * scale), &after);
         prop_assert!((scaled.block_influence().unwrap() - influence).abs() < 1e-5);
-        let lim = whole.lim(LimOver::Everything).unwrap();
-        prop_assert!((scaled.lim(LimOver::Everything).unwrap() - lim).abs() < 1e-5);
-        prop_assert!((-1.0..=1.0).contains(&lim));
+        let louder = change(&before, &after.mapv(|x| x * scale));
+        let negated = change(&before, &after.mapv(|x| -x));
+        for over in [LimOver::Tokens, LimOver::Everything] {
+            let lim = whole.lim(over).unwrap();
+            prop_assert!((scaled.lim(over).unwrap() - lim).abs() < 1e-5);
+            prop_assert!((louder.lim(over).unwrap() - lim).abs() < 1e-5);
+            prop_assert!((negated.lim(over).unwrap() + lim).abs() < 1e-12);
+            prop_assert!((-1.0..=1.0).contains(&lim));
+        }
         let part = |r: std::ops::Range<usize>| change(
             &before.slice(ndarray::s![r.clone(), ..]).to_owned(),
             &after.slice(ndarray::s![r, ..]).to_owned(),

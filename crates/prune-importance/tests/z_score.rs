@@ -80,6 +80,35 @@ fn equal_weights_have_no_tail_and_nothing_is_refused() {
 }
 
 proptest! {
+    /// On a grid on which sums are exact, a scale and a constant change nothing but the order of the
+    /// two tails when the scale is negative.
+    #[test]
+    fn a_scale_and_a_constant_do_not_change_the_share(
+        values in vec(-300i32..300, 2..60), constant in -500i32..500,
+        power in -3i32..4, negative in any::<bool>(),
+    ) {
+        let row = |f: &dyn Fn(i32) -> f64| {
+            Array2::from_shape_fn((1, values.len()), |(_, j)| f(values[j]) as f32)
+        };
+        let sign = if negative { -1.0 } else { 1.0 };
+        let scale = sign * 2f64.powi(power);
+        let before = [row(&f64::from)];
+        let after = [row(&|v| scale * f64::from(v) + f64::from(constant))];
+        // Weights exactly at the edge fall to either side.
+        let n = values.len() as f64;
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+        let deviation =
+            (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let edge = |v: &&i32| ((f64::from(**v) - mean).abs() - deviation).abs() < 1e-9 * (1.0 + mean.abs());
+        prop_assume!(values.iter().filter(edge).count() == 0 && deviation > 0.0);
+        let both = |w: &[Array2<f32>]| share(Tail::Both, Deviation::Population, w);
+        prop_assert_eq!(both(&before), both(&after));
+        match negative {
+            false => prop_assert_eq!(upper(&before), upper(&after)),
+            true => prop_assert!((upper(&before) + upper(&after) - both(&before)).abs() < 1e-12),
+        }
+    }
+
     #[test]
     fn the_share_is_at_most_half_and_affine(
         values in vec(-3.0f32..3.0, 2..40), cut in 0usize..40, scale in 0.25f32..4.0,

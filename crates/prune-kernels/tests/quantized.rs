@@ -68,7 +68,10 @@ fn cosine(count: usize) -> Vec<f32> {
 
 #[test]
 fn dot_products_are_those_of_the_references() {
-    // With activations in 8 bits as ggml stores them, and in f32; the exact product is -30.526255.
+    let weight = |j: usize| ((0.1 * j as f64).sin() * (1.0 + 0.01 * j as f64)) as f32;
+    let exact = (0..).zip(cosine(256)).map(|(j, a)| f64::from(weight(j)) * f64::from(a));
+    assert!((exact.sum::<f64>() + 30.526255).abs() < 6e-7);
+    // With activations in 8 bits as ggml stores them, and in f32.
     let cases = [
         (BlockFormat::Q4_0, Q4_0, -30.536094, -30.483859),
         (BlockFormat::Q5_0, Q5_0, -31.067224, -31.013000),
@@ -283,8 +286,50 @@ proptest! {
         }
     }
 
+    /// As does that of the scales of blocks, also where scales of scales hang on it.
     #[test]
-    fn a_power_of_two_scales_through(seed: u64, exponent in -8i32..8) {
+    fn a_power_of_two_scales_through_blocks(seed: u64, exponent in -3i32..4) {
+        let factor = 2f32.powi(exponent);
+        for (format, hex, halves) in [
+            (BlockFormat::Q4_0, Q4_0, &[0][..]),
+            (BlockFormat::Q4_1, Q4_1, &[0, 2]),
+            (BlockFormat::Q5_0, Q5_0, &[0]),
+            (BlockFormat::Q8_0, Q8_0, &[0]),
+            (BlockFormat::Q2K, Q2_K, &[80, 82]),
+            (BlockFormat::Q3K, Q3_K, &[108]),
+            (BlockFormat::Q4K, Q4_K, &[0, 2]),
+            (BlockFormat::Q5K, Q5_K, &[0, 2]),
+            (BlockFormat::Q6K, Q6_K, &[208]),
+        ] {
+            // Room for both directions among the normal halves.
+            let scale = |data: &mut Vec<u8>, factor: f32| {
+                for block in data.chunks_exact_mut(format.bytes()) {
+                    for at in halves {
+                        let half = f16::from_le_bytes([block[*at], block[at + 1]]).to_f32();
+                        let scaled = f16::from_f32(half * factor).to_le_bytes();
+                        block[*at..at + 2].copy_from_slice(&scaled);
+                    }
+                }
+            };
+            let mut data = unhex(hex);
+            scale(&mut data, 8.0);
+            let mut other = data.clone();
+            scale(&mut other, factor);
+            for path in KernelPath::available() {
+                for activations in [Activations::F32, Activations::Q8] {
+                    let product = |data: &[u8]| {
+                        let a = gguf(format, 256, data.to_vec()).with_path(path).unwrap();
+                        a.with_activations(activations).matvec(&vector(seed, 256)).unwrap()[0]
+                    };
+                    prop_assert_eq!(product(&other), factor * product(&data), "{} {}", format, path);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_power_of_two_scales_through(seed: u64, exponent in -7i32..8) {
+        // Of scales that stay normal halves.
         let factor = 2f32.powi(exponent);
         let (parts, _) = groups(seed, (3, 192), 4, 64, true);
         let scales = parts.scales.iter().map(|s| f16::from_f32(s.to_f32() * factor)).collect();

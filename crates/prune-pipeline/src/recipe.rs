@@ -42,8 +42,8 @@ pub struct Recipe {
     /// matrices).
     #[serde(default, skip_serializing_if = "is_default")]
     pub targets: Targets,
-    /// How quantised layers are stored: `compressed-tensors`, `gptq`, `awq`, `gguf`, or `dense`
-    /// (the default): as the floats that the codes stand for.
+    /// How quantised layers are stored: `compressed-tensors`, `gptq`, `gptq-v1`, `awq`, `gguf`, or
+    /// `dense` (the default): as the floats that the codes stand for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// The GGUF type of the embeddings and the output matrix; that of llama.cpp's own files when

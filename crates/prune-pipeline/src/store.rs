@@ -64,15 +64,16 @@ impl Store {
                         layer.weight_name(),
                         format!(
                             "`{scheme}` of {rows} x {cols} has no type in GGUF; symmetric 4, 5 or \
-                             8 bits or 4 or 5 bits with zero points have, in groups of multiples \
-                             of 32; or use the method `ggml`"
+                             8 bits, 4 or 5 bits with zero points and `fp4 s-e8m0` have, in groups \
+                             of multiples of 32; or use the method `ggml`"
                         ),
                     ));
                 }
             }
         }
         let grouped = matches!(scheme.granularity, Granularity::Group(_));
-        let keeps_order = matches!(self, Store::Packed(format) if format.name() == "gptq");
+        let keeps_order =
+            matches!(self, Store::Packed(format) if format.name().starts_with("gptq"));
         match method {
             "gptq-act" if grouped && !keeps_order => refuse(
                 "gptq-act makes groups in the order of activations, which only the format gptq \

@@ -121,8 +121,8 @@ fn every_variant_matches_the_reference() {
         let done = quantize(&gptq, &w, &stats, scheme).unwrap();
         assert_eq!(done.matrix.codes(), codes, "{what}");
         let y = done.matrix.dequantize();
-        assert_relative_eq!(proxy(&w, &y, &x, 0.0), error, max_relative = 2e-4);
-        assert_relative_eq!(done.report.loss.unwrap(), loss, max_relative = 2e-4);
+        assert_relative_eq!(proxy(&w, &y, &x, 0.0), error, max_relative = 1e-5);
+        assert_relative_eq!(done.report.loss.unwrap(), loss, max_relative = 1e-5);
     }
 }
 
@@ -156,9 +156,42 @@ fn rounding_to_nearest_and_two_bits_match_the_reference() {
         let y = quantize(q, &w, &stats_of(&x), scheme).unwrap().matrix.dequantize();
         proxy(&w, &y, &x, 0.0)
     };
-    assert_relative_eq!(error(&rtn, "int4 asym f32"), 0.0287181, max_relative = 1e-4);
-    assert_relative_eq!(error(&rtn, "int2 asym f32"), 1.516056, max_relative = 1e-4);
-    assert_relative_eq!(error(&Gptq::default(), "int2 asym f32"), 0.711158, max_relative = 1e-4);
+    assert_relative_eq!(error(&rtn, "int4 asym f32"), 0.0287181, max_relative = 1e-5);
+    assert_relative_eq!(error(&rtn, "int2 asym f32"), 1.516056, max_relative = 3e-6);
+    assert_relative_eq!(error(&Gptq::default(), "int2 asym f32"), 0.711158, max_relative = 3e-6);
+    let m = quantize(&rtn, &w, &stats_of(&x), "int4 asym f32").unwrap().matrix;
+    let codes = array![
+        [7u8, 8, 4, 11, 2, 13, 0, 15],
+        [15, 0, 12, 3, 9, 7, 5, 10],
+        [15, 0, 14, 0, 13, 2, 11, 4],
+        [13, 0, 14, 0, 15, 0, 14, 0]
+    ];
+    assert_eq!(m.codes(), codes);
+    // Rows keep the parameters of the weights that they had before any update.
+    for order in [ColumnOrder::Natural, ColumnOrder::Activation] {
+        let gptq = Gptq::default().order(order);
+        let n = quantize(&gptq, &w, &stats_of(&x), "int4 asym f32").unwrap().matrix;
+        assert_eq!((n.scales(), n.zeros()), (m.scales(), m.zeros()));
+    }
+    for (s, want) in m.scales().iter().zip([0.105843, 0.080067, 0.130134, 0.132779]) {
+        assert_relative_eq!(*s, want, epsilon = 6e-7);
+    }
+    assert!(m.zeros().unwrap().iter().all(|z| *z == 7.0));
+}
+
+/// The eight channels by falling diagonal are 1 4 0 7 3 6 2 5.
+#[test]
+fn groups_are_runs_of_the_order_in_which_columns_are_rounded() {
+    let (w, stats) = (sine(4, 8), stats_of(&inputs()));
+    let index = |groups, order| {
+        let gptq = Gptq::default().order(order).groups(groups);
+        let m = quantize(&gptq, &w, &stats, "int4 g4 asym f32").unwrap().matrix;
+        m.group_index().map(<[u32]>::to_vec)
+    };
+    let dynamic = index(GroupParams::Dynamic, ColumnOrder::Activation);
+    assert_eq!(dynamic, Some(vec![0, 0, 1, 1, 0, 1, 1, 0]));
+    assert_eq!(index(GroupParams::Static, ColumnOrder::Activation), None);
+    assert_eq!(index(GroupParams::Dynamic, ColumnOrder::Natural), None);
 }
 
 #[test]
@@ -197,7 +230,17 @@ fn dead_channels_get_zeros_and_are_counted() {
         let gptq = Gptq { fidelity, ..Gptq::default() };
         let done = quantize(&gptq, &w, &stats_of(&x), "int4 asym").unwrap();
         assert_eq!(done.report.dead_columns, 1);
-        assert!(done.matrix.dequantize().column(2).iter().all(|w| *w == 0.0));
+        let y = done.matrix.dequantize();
+        assert!(y.column(2).iter().all(|w| *w == 0.0));
+        // The loss is that of a weight whose dead column was 0, under a Hessian with 1 for it.
+        let mut h = x.t().dot(&x) * (2.0 / x.nrows() as f64);
+        h[[2, 2]] = 1.0;
+        let mean = h.diag().sum() / 8.0;
+        h.diag_mut().mapv_inplace(|d| d + done.report.damping.unwrap() * mean);
+        let mut change = (&w - &y).mapv(f64::from);
+        change.column_mut(2).fill(0.0);
+        let trace = (change.dot(&h) * &change).sum();
+        assert_relative_eq!(done.report.loss.unwrap(), 0.5 * trace, max_relative = 1e-4);
     }
 }
 
@@ -337,7 +380,7 @@ proptest! {
         };
         let done = quantize(&gptq, &w, &stats_of(&x), &scheme).unwrap();
         let trace = proxy(&w, &done.matrix.dequantize(), &x, done.report.damping.unwrap());
-        assert_relative_eq!(done.report.loss.unwrap(), 0.5 * trace, max_relative = 1e-3);
+        assert_relative_eq!(done.report.loss.unwrap(), 0.5 * trace, max_relative = 1e-4);
     }
 
     /// Up to the last bits, which decide a code now and then.

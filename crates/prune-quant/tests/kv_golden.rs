@@ -197,6 +197,14 @@ fn groups_straddle_channels_only_when_asked() {
         simulate("k", keys.view(), KvBits::Four, by, KvQuantizer::Released, last).unwrap()
     };
     let released = run(LastGroup::Straddling);
+    // Tokens 0 to 3 of channel 0; its last two and the first two of channel 1; the rest of that.
+    let exact = [
+        0.198669, 0.963558, 0.675463, -0.350783, -0.993691, -0.550686, 0.891207, 0.808496,
+        -0.157746, -0.951602, -0.705540, 0.311541,
+    ];
+    for (got, want) in keys.t().iter().zip(exact) {
+        assert_abs_diff_eq!(*got, want, epsilon = 6e-7);
+    }
     let first = released.t().iter().copied().take(12).collect::<Vec<f64>>();
     let want = [
         0.175246, 0.963850, 0.700982, -0.350491, -1.005279, -0.502640, 0.879619, 0.753959,
@@ -229,6 +237,14 @@ fn clusters_are_those_of_scikit_learn() {
     let rows: Vec<Vec<f64>> = rows.map(Vec::from).into();
     let labels = dbscan(&rows, 0.05, 2).unwrap();
     assert_eq!(labels, [Some(0), Some(0), Some(0), Some(1), Some(1), None]);
+
+    // The first and the third are not neighbours; the second joins them. `eps` is inclusive.
+    let distance = rows[0].iter().zip(&rows[2]).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+    assert_abs_diff_eq!(distance, 0.053852, epsilon = 6e-7);
+    let ends = [rows[0].clone(), rows[2].clone()];
+    assert_eq!(dbscan(&ends, 0.05, 2).unwrap(), [None, None]);
+    assert_eq!(dbscan(&ends, distance, 2).unwrap(), [Some(0), Some(0)]);
+    assert_eq!(dbscan(&ends, distance.next_down(), 2).unwrap(), [None, None]);
 
     let points: Vec<Vec<f64>> = (0..40)
         .map(|i| {
@@ -266,6 +282,8 @@ fn bytes_of_a_token_are_those_of_the_formula() {
     ] {
         assert_eq!(config.bytes_per_token(llama), want);
     }
+    assert_eq!(uniform("KV4", KvScheme::per_token()).stored_bits(128), 4.25);
+    assert_eq!(uniform("KV2", KvScheme::kivi()).stored_bits(128), 3.0);
     // Mean code bits of 3.59375 by token and of 3.25 in groups of 32: two of the paper's presets.
     let mixed = |parts: &[(&str, usize)], scheme| {
         let layers = parts.iter().flat_map(|(p, n)| vec![p.parse().unwrap(); *n]).collect();

@@ -245,6 +245,29 @@ fn bad_input_is_a_typed_error_and_changes_nothing() {
     }
 }
 
+/// Keys fill a window and leave it together; values leave it one by one.
+#[test]
+fn windows_have_their_lengths_after_every_token() {
+    for residual in [32, 64] {
+        let scheme = KvScheme::kivi().residual(residual);
+        let config = KvConfig::uniform(1, "KV4".parse().unwrap(), scheme).unwrap();
+        for prefill in [1, 31, 32, 33, 70] {
+            let mut cache = KvCache::new(SHAPE, &config).unwrap();
+            let prompt = rows(prefill, 1, 1.0);
+            cache.append(0, prompt.view(), prompt.view()).unwrap();
+            for tokens in prefill..prefill + 70 {
+                let [keys, values] =
+                    [Side::Key, Side::Value].map(|s| cache.quantized(0, s).unwrap());
+                assert_eq!((cache.tokens(0), keys % residual), (tokens, 0));
+                assert!(tokens - keys < residual, "{tokens} {keys}");
+                assert_eq!(tokens - values, tokens.min(residual));
+                let next = rows(1, tokens as u64, 1.0);
+                cache.append(0, next.view(), next.view()).unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn a_dense_cache_copies_into_a_quantized_one() {
     let (keys, values) = (rows(70, 3, 1.0), rows(70, 4, 1.0));

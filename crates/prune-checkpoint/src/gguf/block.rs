@@ -16,6 +16,7 @@ pub(super) fn dequantize(block: BlockType, raw: &[u8], skip: usize, out: &mut [u
         BlockType::Q5_0 => run::<22, 32>(raw, skip, out, q5_0),
         BlockType::Q5_1 => run::<24, 32>(raw, skip, out, q5_1),
         BlockType::Q8_0 => run::<34, 32>(raw, skip, out, q8_0),
+        BlockType::Mxfp4 => run::<17, 32>(raw, skip, out, mxfp4),
         BlockType::Q2K => run::<84, 256>(raw, skip, out, q2_k),
         BlockType::Q3K => run::<110, 256>(raw, skip, out, q3_k),
         BlockType::Q4K => run::<144, 256>(raw, skip, out, q4_k),
@@ -102,6 +103,26 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = half(block[0], block[1]);
     for (value, q) in out.iter_mut().zip(&block[2..]) {
         *value = f32::from(*q as i8) * d;
+    }
+}
+
+/// Twice the number that each code stands for; of the two zeros none is negative.
+pub(super) const MXFP4_LEVELS: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+
+/// Half of the power of two that `code` stands for: 2^(code − 128).
+pub(super) fn half_power(code: u8) -> f32 {
+    match code {
+        0 | 1 => f32::from_bits(0x0020_0000 << code),
+        _ => f32::from_bits((u32::from(code) - 1) << 23),
+    }
+}
+
+fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
+    let d = half_power(block[0]);
+    for (i, q) in block[1..].iter().enumerate() {
+        out[i] = d * MXFP4_LEVELS[usize::from(q & 15)];
+        out[i + 16] = d * MXFP4_LEVELS[usize::from(q >> 4)];
     }
 }
 
@@ -205,6 +226,28 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         for ((value, l), h) in values.iter_mut().zip(low).zip(high) {
             let q = ((l >> low_shift) & 15) | (((h >> high_shift) & 3) << 4);
             *value = dl * (f32::from(q) - 32.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scale bytes of a block that ggml made; unpacked with gguf 0.19.0 for Python.
+    #[test]
+    fn scales_and_minima_of_six_bits_are_unpacked_as_ggml_packs_them() {
+        let packed = [144, 213, 220, 225, 0, 220, 66, 232, 138, 50, 23, 255];
+        let found: [(f32, f32); 8] = std::array::from_fn(|group| scale_and_min(&packed, group));
+        let want = [(16, 0), (21, 28), (28, 2), (33, 40), (42, 8), (50, 51), (55, 17), (63, 63)];
+        assert_eq!(found, want.map(|(s, m)| (s as f32, m as f32)));
+    }
+
+    #[test]
+    fn powers_of_two_are_halved_down_to_the_subnormal_ones() {
+        for code in 0..=255u8 {
+            let want = 2f64.powi(i32::from(code) - 128) as f32;
+            assert_eq!(half_power(code), want, "{code}");
         }
     }
 }

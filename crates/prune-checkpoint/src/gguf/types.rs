@@ -38,6 +38,8 @@ pub enum BlockType {
     Q5_1,
     /// 32 elements in 8 bits and a scale; 8.5.
     Q8_0,
+    /// 32 elements in FP4 (E2M1) and a power of two; 4.25.
+    Mxfp4,
     /// 256 elements in 2 bits, scales and minima of 16 in 4 bits; 2.625.
     Q2K,
     /// 256 elements in 3 bits, scales of 16 in 6 bits; 3.4375.
@@ -73,6 +75,7 @@ impl GgufType {
             27 => GgufType::Plain(DType::I64),
             28 => GgufType::Plain(DType::F64),
             30 => GgufType::Plain(DType::BF16),
+            39 => GgufType::Blocks(Mxfp4),
             _ => return None,
         })
     }
@@ -98,7 +101,6 @@ impl GgufType {
             29 => "IQ1_M",
             34 => "TQ1_0",
             35 => "TQ2_0",
-            39 => "MXFP4",
             40 => "NVFP4",
             _ => "unknown",
         }
@@ -156,8 +158,8 @@ impl FromStr for GgufType {
             Error::Plan {
                 what: "type of a GGUF tensor".to_string(),
                 reason: format!(
-                    "found `{text}`, expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, \
-                     Q3_K, Q4_K, Q5_K or Q6_K"
+                    "found `{text}`, expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4, \
+                     Q2_K, Q3_K, Q4_K, Q5_K or Q6_K"
                 ),
             }
         })
@@ -232,7 +234,7 @@ impl BlockType {
     pub fn elements(self) -> usize {
         use BlockType::*;
         match self {
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Mxfp4 => 32,
             Q2K | Q3K | Q4K | Q5K | Q6K => 256,
         }
     }
@@ -246,6 +248,7 @@ impl BlockType {
             Q5_0 => 22,
             Q5_1 => 24,
             Q8_0 => 34,
+            Mxfp4 => 17,
             Q2K => 84,
             Q3K => 110,
             Q4K => 144,
@@ -262,6 +265,7 @@ impl BlockType {
             Q5_0 => "Q5_0",
             Q5_1 => "Q5_1",
             Q8_0 => "Q8_0",
+            Mxfp4 => "MXFP4",
             Q2K => "Q2_K",
             Q3K => "Q3_K",
             Q4K => "Q4_K",

@@ -77,7 +77,11 @@ fn numbers(scheme: &QuantScheme) -> (u32, i64) {
 
 /// `quantization_config` for these layers. The most common scheme stands for all; layers with
 /// another one are listed under `dynamic`, as GPTQModel has it.
-pub(super) fn write(layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
+pub(super) fn write(
+    version: Version,
+    layers: &[(LayerId, QuantScheme)],
+    dense: &[LayerId],
+) -> Result<Value> {
     let mut counts: Vec<(QuantScheme, usize)> = Vec::new();
     for (_, scheme) in layers {
         match counts.iter_mut().find(|(s, _)| s == scheme) {
@@ -104,7 +108,10 @@ pub(super) fn write(layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Res
     }
     let mut config = json!({
         "quant_method": "gptq",
-        "checkpoint_format": "gptq_v2",
+        "checkpoint_format": match version {
+            Version::V1 => "gptq",
+            Version::V2 => "gptq_v2",
+        },
         "bits": bits,
         "group_size": group_size,
         // Whether or not columns were reordered, `g_idx` says it; readers that trust this field

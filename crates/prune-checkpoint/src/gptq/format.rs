@@ -4,7 +4,7 @@ use prune_core::{
 };
 use serde_json::Value;
 
-use super::config;
+use super::config::{self, Version};
 use crate::quantized::{check_extras, refuse, words_to_bytes};
 use crate::{QuantFormat, Result};
 
@@ -17,16 +17,21 @@ use crate::{QuantFormat, Result};
 /// | `scales` | F16 | `[groups, out]` | |
 /// | `g_idx` | I32 | `[in]` | the group of each input channel |
 ///
-/// Both dimensions have to be multiples of 32. v1, which stores zero points less one and cannot
-/// hold a zero point of 0 safely, is read but not written.
+/// Both dimensions have to be multiples of 32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GptqFormat;
 
-const NAME: &str = "gptq";
+/// GPTQ v1, as AutoGPTQ and readers before v2 expect it: the tensors of [`GptqFormat`] with zero
+/// points less one.
+///
+/// A zero point of 0 has no place: AutoGPTQ lets it run into the fields above, some readers take
+/// what wraps to be 2^bits. Matrices that have one are refused; symmetric ones never do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GptqV1Format;
 
 impl QuantFormat for GptqFormat {
     fn name(&self) -> &'static str {
-        NAME
+        Version::V2.name()
     }
 
     fn plan(
@@ -36,7 +41,76 @@ impl QuantFormat for GptqFormat {
         cols: usize,
         scheme: &QuantScheme,
     ) -> Result<Vec<TensorInfo>> {
-        let no = |expected| refuse(NAME, layer, format!("`{scheme}` of {rows} x {cols}"), expected);
+        Version::V2.plan(layer, rows, cols, scheme)
+    }
+
+    fn encode(
+        &self,
+        layer: &LayerId,
+        matrix: &QuantizedMatrix,
+    ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
+        Version::V2.encode(layer, matrix)
+    }
+
+    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
+        config::write(Version::V2, layers, dense)
+    }
+
+    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
+        Ok(vec![("quantize_config.json", config::write(Version::V2, layers, &[])?)])
+    }
+}
+
+impl QuantFormat for GptqV1Format {
+    fn name(&self) -> &'static str {
+        Version::V1.name()
+    }
+
+    fn plan(
+        &self,
+        layer: &LayerId,
+        rows: usize,
+        cols: usize,
+        scheme: &QuantScheme,
+    ) -> Result<Vec<TensorInfo>> {
+        Version::V1.plan(layer, rows, cols, scheme)
+    }
+
+    fn encode(
+        &self,
+        layer: &LayerId,
+        matrix: &QuantizedMatrix,
+    ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
+        Version::V1.encode(layer, matrix)
+    }
+
+    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
+        config::write(Version::V1, layers, dense)
+    }
+
+    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
+        Ok(vec![("quantize_config.json", config::write(Version::V1, layers, &[])?)])
+    }
+}
+
+impl Version {
+    /// Of the format that writes it.
+    fn name(self) -> &'static str {
+        match self {
+            Version::V1 => "gptq-v1",
+            Version::V2 => "gptq",
+        }
+    }
+
+    fn plan(
+        self,
+        layer: &LayerId,
+        rows: usize,
+        cols: usize,
+        scheme: &QuantScheme,
+    ) -> Result<Vec<TensorInfo>> {
+        let found = || format!("`{scheme}` of {rows} x {cols}");
+        let no = |expected| refuse(self.name(), layer, found(), expected);
         let NumberFormat::Int { bits: bits @ 2..=8 } = scheme.number else {
             return Err(no("integers of 2 to 8 bits"));
         };
@@ -69,13 +143,13 @@ impl QuantFormat for GptqFormat {
     }
 
     fn encode(
-        &self,
+        self,
         layer: &LayerId,
         matrix: &QuantizedMatrix,
     ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
         let (rows, cols, scheme) = (matrix.rows(), matrix.cols(), matrix.scheme());
         let plan = self.plan(layer, rows, cols, &scheme)?;
-        check_extras(NAME, layer, matrix)?;
+        check_extras(self.name(), layer, matrix)?;
         let bits = scheme.number.bits();
         let groups = plan[1].shape[0];
 
@@ -87,18 +161,27 @@ impl QuantFormat for GptqFormat {
             }
         }
         let middle = 1u8 << (bits - 1);
+        let less = match self {
+            Version::V1 => 1,
+            Version::V2 => 0,
+        };
+        if less > 0 && matrix.zeros().is_some_and(|z| z.iter().any(|z| *z == 0.0)) {
+            let found = "a zero point of 0".to_string();
+            let expected = "zero points of at least 1, which v1 stores less one; write v2, `gptq`";
+            return Err(refuse(self.name(), layer, found, expected));
+        }
         let mut zeros = Vec::with_capacity(plan[1].numel());
         let mut scales = Vec::with_capacity(groups * rows);
         for g in 0..groups {
             scales.extend((0..rows).map(|r| matrix.scales()[[r, g]]));
             let of_group: Vec<u8> = match matrix.zeros() {
-                Some(zeros) => (0..rows).map(|r| zeros[[r, g]] as u8).collect(),
-                None => vec![middle; rows],
+                Some(zeros) => (0..rows).map(|r| zeros[[r, g]] as u8 - less).collect(),
+                None => vec![middle - less; rows],
             };
             zeros.extend(pack_dense(&of_group, bits));
         }
         let scales = encode_f32(&plan[2].name, DType::F16, &scales)
-            .map_err(|e| refuse(NAME, layer, e.to_string(), "scales within f16"))?;
+            .map_err(|e| refuse(self.name(), layer, e.to_string(), "scales within f16"))?;
         let size = match scheme.granularity {
             Granularity::Group(n) => n,
             _ => cols.max(1),
@@ -110,13 +193,5 @@ impl QuantFormat for GptqFormat {
         let bytes =
             [words_to_bytes(&packed), words_to_bytes(&zeros), scales, words_to_bytes(&index)];
         Ok(plan.into_iter().zip(bytes).collect())
-    }
-
-    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
-        config::write(layers, dense)
-    }
-
-    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
-        Ok(vec![("quantize_config.json", config::write(layers, &[])?)])
     }
 }

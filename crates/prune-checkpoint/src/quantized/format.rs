@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use crate::awq::AwqFormat;
 use crate::compressed_tensors::CompressedTensors;
-use crate::gptq::GptqFormat;
+use crate::gptq::{GptqFormat, GptqV1Format};
 use crate::{Error, Result};
 
 /// How quantised layers are written to a Hugging Face directory.
@@ -55,12 +55,15 @@ pub trait QuantFormat: Send + Sync + std::fmt::Debug {
 /// A format: its name, a line on it, and how to make it. Adding one adds a line here.
 type Entry = (&'static str, &'static str, fn() -> Box<dyn QuantFormat>);
 
-const ENTRIES: [Entry; 3] = [
+const ENTRIES: [Entry; 4] = [
     ("compressed-tensors", "pack-quantized: vLLM, transformers; 2 to 8 bits, mixed", || {
         Box::new(CompressedTensors)
     }),
     ("gptq", "GPTQ v2: GPTQModel, vLLM; 2 to 8 bits, order of activations", || {
         Box::new(GptqFormat)
+    }),
+    ("gptq-v1", "GPTQ v1: AutoGPTQ and older readers; no zero points of 0", || {
+        Box::new(GptqV1Format)
     }),
     ("awq", "AWQ gemm: AutoAWQ, vLLM; 4 bits", || Box::new(AwqFormat)),
 ];

@@ -190,6 +190,13 @@ mod tests {
         let e5m2 = (0..=255u8).filter(|c| decode_e5m2(*c).is_finite());
         assert_eq!(e5m2.clone().count(), 248);
         e5m2.for_each(|c| assert_eq!(encode_e5m2(decode_e5m2(c)), c));
+        // Two more are infinities, which are read but saturate when they are written.
+        assert_eq!((0..=255u8).filter(|c| !decode_e5m2(*c).is_nan()).count(), 250);
+        assert_eq!(decode_e5m2(0xfc), f32::NEG_INFINITY);
+        assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(encode_e5m2), [0x7b, 0xfb]);
+        assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(encode_e4m3), [0x7e, 0xfe]);
+        assert!(decode_e4m3(encode_e4m3(f32::NAN)).is_nan());
+        assert!(decode_e5m2(encode_e5m2(f32::NAN)).is_nan());
         (0..16u8).for_each(|c| assert_eq!(encode_e2m1(decode_e2m1(c)), c));
         (0..255u8).for_each(|c| assert_eq!(encode_e8m0(decode_e8m0(c)), c));
     }
@@ -199,6 +206,11 @@ mod tests {
         let ties = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
         assert_eq!(ties.map(|v| decode_e2m1(encode_e2m1(v))), [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]);
         assert_eq!(encode_e2m1(-0.0), 8);
+        let levels = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for (code, level) in levels.into_iter().enumerate() {
+            assert_eq!(decode_e2m1(code as u8), level);
+            assert_eq!(decode_e2m1(code as u8 | 8).to_bits(), (-level).to_bits());
+        }
         assert_eq!(encode_e2m1(f32::INFINITY), 7);
     }
 

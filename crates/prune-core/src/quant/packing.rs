@@ -193,6 +193,138 @@ pub fn unpack_awq(words: &[u32], count: usize) -> Result<Vec<u8>> {
     Ok(codes)
 }
 
+/// Which bits of a byte (or word) the first rows of a matrix take, where parts of its rows lie over
+/// one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PartOrder {
+    /// The lowest: Quanto.
+    FirstLow,
+    /// The highest: HQQ.
+    FirstHigh,
+}
+
+impl PartOrder {
+    /// By how much part `part` of `parts` is shifted.
+    fn shift(self, part: usize, parts: usize, bits: u32) -> u32 {
+        let place = match self {
+            PartOrder::FirstLow => part,
+            PartOrder::FirstHigh => parts - 1 - part,
+        };
+        place as u32 * bits
+    }
+}
+
+/// The codes of a row-major matrix of `columns` columns with its rows in `8 / bits` equal parts that
+/// lie over one another: byte `i` holds element `i` of every part. Rows that are missing in the last
+/// parts are zeros. `⌈rows · bits / 8⌉ · columns` bytes.
+///
+/// This is how Quanto (`FirstLow`) and HQQ (`FirstHigh`) store 2 and 4 bits. HQQ packs the matrix of
+/// groups, not that of the weights: with `axis = 1` its rows are the groups in row-major order.
+///
+/// # Errors
+/// [`Error::OutOfRange`] unless `bits` is 1, 2, 4 or 8; [`Error::InvalidQuantized`] for codes that
+/// are no whole rows.
+///
+/// ```
+/// use prune_core::{PartOrder, pack_parts, unpack_parts};
+/// let codes = [1, 2, 3, 4]; // four rows of one column
+/// assert_eq!(pack_parts(&codes, 1, 4, PartOrder::FirstHigh)?, [0x13, 0x24]);
+/// assert_eq!(pack_parts(&codes, 1, 4, PartOrder::FirstLow)?, [0x31, 0x42]);
+/// assert_eq!(unpack_parts(&[0x13, 0x24], 1, 4, 4, PartOrder::FirstHigh)?, codes);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+pub fn pack_parts(codes: &[u8], columns: usize, bits: u32, order: PartOrder) -> Result<Vec<u8>> {
+    let parts = parts_of_a_byte(bits)?;
+    let words = fold_parts(codes, columns, parts, bits, order)?;
+    Ok(words.into_iter().map(|word| word as u8).collect())
+}
+
+/// The first `rows · columns` codes of bytes made by [`pack_parts`].
+///
+/// # Errors
+/// [`Error::OutOfRange`] unless `bits` is 1, 2, 4 or 8; [`Error::InvalidQuantized`] unless there are
+/// exactly `⌈rows · bits / 8⌉ · columns` bytes.
+pub fn unpack_parts(
+    bytes: &[u8],
+    columns: usize,
+    rows: usize,
+    bits: u32,
+    order: PartOrder,
+) -> Result<Vec<u8>> {
+    let parts = parts_of_a_byte(bits)?;
+    let expected = rows.div_ceil(parts).checked_mul(columns);
+    if Some(bytes.len()) != expected {
+        return Err(wrong_length("bytes", bytes.len(), expected));
+    }
+    let shift = |part| order.shift(part, parts, bits);
+    let code = |part, byte: &u8| (u32::from(*byte) >> shift(part) & mask(bits)) as u8;
+    let all = (0..parts).flat_map(|part| bytes.iter().map(move |byte| code(part, byte)));
+    Ok(all.take(rows * columns).collect())
+}
+
+/// Three-bit codes of a row-major matrix of `columns` columns as HQQ stores them: its rows, filled up
+/// with zeros to a multiple of ten, in ten equal parts that lie over one another in 32-bit words, the
+/// first in bits 27 to 29, the last in bits 0 to 2. `⌈rows / 10⌉ · columns` words.
+///
+/// # Errors
+/// [`Error::InvalidQuantized`] for codes that are no whole rows.
+///
+/// ```
+/// use prune_core::{pack_hqq3, unpack_hqq3};
+/// let codes = [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]; // eleven rows of one column
+/// let words = pack_hqq3(&codes, 1)?;
+/// assert_eq!(words.len(), 2);
+/// assert_eq!(unpack_hqq3(&words, 1, 11)?, codes);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+pub fn pack_hqq3(codes: &[u8], columns: usize) -> Result<Vec<u32>> {
+    fold_parts(codes, columns, lanes(3), 3, PartOrder::FirstHigh)
+}
+
+/// The first `rows · columns` codes of words made by [`pack_hqq3`].
+///
+/// # Errors
+/// [`Error::InvalidQuantized`] unless there are exactly `⌈rows / 10⌉ · columns` words.
+pub fn unpack_hqq3(words: &[u32], columns: usize, rows: usize) -> Result<Vec<u8>> {
+    let parts = lanes(3);
+    check_words(words, rows.div_ceil(parts).checked_mul(columns))?;
+    let shift = |part| PartOrder::FirstHigh.shift(part, parts, 3);
+    let code = |part, word: &u32| (word >> shift(part) & mask(3)) as u8;
+    let all = (0..parts).flat_map(|part| words.iter().map(move |word| code(part, word)));
+    Ok(all.take(rows * columns).collect())
+}
+
+/// Parts of the rows over one another, a word for each element of a part.
+fn fold_parts(
+    codes: &[u8],
+    columns: usize,
+    parts: usize,
+    bits: u32,
+    order: PartOrder,
+) -> Result<Vec<u32>> {
+    if !codes.len().is_multiple_of(columns.max(1)) {
+        let reason = format!("found {}, expected whole rows of {columns}", codes.len());
+        return Err(Error::InvalidQuantized { field: "codes", reason });
+    }
+    let rows = codes.len() / columns.max(1);
+    let size = rows.div_ceil(parts) * columns;
+    let mut words = vec![0; size];
+    for (part, codes) in codes.chunks(size.max(1)).enumerate() {
+        let shift = order.shift(part, parts, bits);
+        for (word, code) in words.iter_mut().zip(codes) {
+            *word |= (u32::from(*code) & mask(bits)) << shift;
+        }
+    }
+    Ok(words)
+}
+
+fn parts_of_a_byte(bits: u32) -> Result<usize> {
+    match bits {
+        1 | 2 | 4 | 8 => Ok(8 / bits as usize),
+        _ => Err(Error::out_of_range("bits of a code", bits, "1, 2, 4 or 8")),
+    }
+}
+
 fn mask(bits: u32) -> u32 {
     (1 << bits) - 1
 }
@@ -244,6 +376,29 @@ mod tests {
         assert_eq!(pack_dense(&four, 4), [0x61c7_2d83]);
     }
 
+    /// A matrix of `rows` rows of `columns`, `(7 r + 5 c) mod 2^bits`.
+    fn matrix(rows: usize, columns: usize, bits: u32) -> Vec<u8> {
+        let code = |i: usize| 7 * (i / columns) + 5 * (i % columns);
+        (0..rows * columns).map(|i| (code(i) as u32 & mask(bits)) as u8).collect()
+    }
+
+    /// `BitPack` of hqq 0.2.8.post1 and `pack_weights` of optimum-quanto 0.2.7.
+    #[test]
+    fn parts_of_rows_match_hqq_and_quanto() {
+        let hex = |bits, rows, order| -> String {
+            let bytes = pack_parts(&matrix(rows, 3, bits), 3, bits, order).unwrap();
+            bytes.iter().map(|b| format!("{b:02x}")).collect()
+        };
+        assert_eq!(hex(4, 6, PartOrder::FirstHigh), "055aaf7cc116e3388d");
+        assert_eq!(hex(2, 8, PartOrder::FirstHigh), "227788dd2277");
+        assert_eq!(hex(4, 6, PartOrder::FirstLow), "50a5fac71c613e83d8");
+        assert_eq!(hex(4, 5, PartOrder::FirstLow), "50a5fac71c610e0308");
+        assert_eq!(hex(2, 8, PartOrder::FirstLow), "88dd227788dd");
+        assert_eq!(hex(2, 6, PartOrder::FirstLow), "081d2237081d");
+        let words = [0x0688_6800, 0x2b3e_b200, 0x3d67_d000, 0x221a_2000];
+        assert_eq!(pack_hqq3(&matrix(13, 2, 3), 2).unwrap(), words);
+    }
+
     #[test]
     fn awq_order_matches_the_reference() {
         assert_eq!(pack_awq(&[0, 1, 7, 8, 9, 10, 14, 15]), [0xfa81_e970]);
@@ -257,6 +412,12 @@ mod tests {
         assert!(unpack_lanes(&[0], 3, 11).is_err());
         assert!(unpack_awq(&[0], 9).is_err());
         assert!(NibbleOrder::Halves.unpack(&[0], 3).is_err());
+        assert!(pack_parts(&[0; 4], 2, 3, PartOrder::FirstLow).is_err());
+        assert!(pack_parts(&[0; 5], 2, 4, PartOrder::FirstLow).is_err());
+        assert!(unpack_parts(&[0; 4], 2, 3, 3, PartOrder::FirstLow).is_err());
+        assert!(unpack_parts(&[0; 3], 2, 3, 4, PartOrder::FirstLow).is_err());
+        assert!(unpack_parts(&[0], usize::MAX, 3, 4, PartOrder::FirstLow).is_err());
+        assert!(unpack_hqq3(&[0], 1, 11).is_err());
     }
 
     proptest! {
@@ -278,6 +439,22 @@ mod tests {
                     prop_assert_eq!(&order.unpack(&order.pack(&codes), n).unwrap(), &codes);
                 }
             }
+        }
+
+        #[test]
+        fn parts_of_rows_come_back(rows in 0usize..40, columns in 0usize..5, bits in 0u32..4) {
+            let bits = 1 << bits;
+            let codes = matrix(rows, columns, bits);
+            for order in [PartOrder::FirstLow, PartOrder::FirstHigh] {
+                let bytes = pack_parts(&codes, columns, bits, order).unwrap();
+                // Without columns there is nothing to tell how many rows there were.
+                let rows = if columns == 0 { 0 } else { rows };
+                let back = unpack_parts(&bytes, columns, rows, bits, order).unwrap();
+                prop_assert_eq!(&back, &codes);
+            }
+            let codes = matrix(rows, columns, 3);
+            let back = unpack_hqq3(&pack_hqq3(&codes, columns).unwrap(), columns, rows).unwrap();
+            prop_assert_eq!(back, codes);
         }
 
         #[test]

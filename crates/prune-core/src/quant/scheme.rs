@@ -140,7 +140,8 @@ pub enum ZeroPoint {
     Symmetric,
     /// At a code of its own in each group.
     Integer,
-    /// Anywhere: a number in each group, stored as the scales are. Zero need not have a code.
+    /// Anywhere: a number in each group, stored as the scales are, in 16 or 32 bits. Zero need not
+    /// have a code.
     Float,
 }
 
@@ -341,8 +342,9 @@ impl QuantScheme {
     /// Checks that the parts fit together.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for integers of 0 or more than 8 bits, empty groups, and a zero point
-    /// for codes that are no integers.
+    /// [`Error::OutOfRange`] for integers of 0 or more than 8 bits, empty groups, a zero point for
+    /// codes that are no integers, and float zero points beside scales of 8 bits, in whose format
+    /// they would be stored.
     pub fn check(&self) -> Result<()> {
         if let NumberFormat::Int { bits } = self.number
             && !(1..=8).contains(&bits)
@@ -357,6 +359,15 @@ impl QuantScheme {
                 "zero point",
                 format!("`{}` for {} codes", self.zero, self.number),
                 "`sym`; only integer codes have a zero point",
+            ));
+        }
+        let wide = matches!(self.scale, ScaleFormat::F32 | ScaleFormat::F16 | ScaleFormat::BF16);
+        if self.zero == ZeroPoint::Float && !wide {
+            return Err(Error::out_of_range(
+                "zero point",
+                format!("`float` with `{}` scales", self.scale),
+                "`sym` or `asym`, or scales in `f32`, `f16` or `bf16`, as which a float zero \
+                 point is stored",
             ));
         }
         Ok(())
@@ -479,6 +490,96 @@ mod tests {
         assert!((double - (4.126_953_125 + 32.0 / weights)).abs() < 1e-12);
     }
 
+    /// The share of a normal distribution below `x`, from a series of odd powers.
+    fn normal_below(x: f64) -> f64 {
+        let (mut term, mut sum, mut odd) = (x, x, 1.0);
+        while term.abs() > 1e-18 {
+            odd += 2.0;
+            term *= x * x / odd;
+            sum += term;
+        }
+        0.5 + sum * (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt()
+    }
+
+    fn normal_quantile(p: f64) -> f64 {
+        let (mut low, mut high) = (-4.0, 4.0);
+        for _ in 0..80 {
+            let middle = f64::midpoint(low, high);
+            if normal_below(middle) < p { low = middle } else { high = middle }
+        }
+        low
+    }
+
+    #[test]
+    fn nf4_levels_are_those_of_bitsandbytes_and_quantiles_of_the_normal_distribution() {
+        let table: [f64; 16] = [
+            -1.0,
+            -0.696_192_800_998_687_7,
+            -0.525_073_051_452_636_7,
+            -0.394_917_488_098_144_53,
+            -0.284_441_381_692_886_35,
+            -0.184_773_430_228_233_34,
+            -0.091_050_036_251_544_95,
+            0.0,
+            0.079_580_299_556_255_34,
+            0.160_930_201_411_247_25,
+            0.246_112_301_945_686_34,
+            0.337_915_241_718_292_24,
+            0.440_709_829_330_444_34,
+            0.562_617_003_917_694_1,
+            0.722_956_836_223_602_3,
+            1.0,
+        ];
+        assert_eq!(NF4_LEVELS.map(f64::from), table);
+        // From the offset down to the median: nine points above it and eight below, the median
+        // once, over the largest.
+        let offset = 0.967_708_3;
+        let point = |i: usize, points: usize| {
+            normal_quantile(offset + (0.5 - offset) * i as f64 / (points - 1) as f64)
+        };
+        let mut levels: Vec<f64> = (0..8).map(|i| point(i, 9)).collect();
+        levels.extend((0..7).map(|i| -point(i, 8)));
+        levels.push(0.0);
+        levels.sort_by(f64::total_cmp);
+        let largest = levels[15];
+        for (level, quantile) in NF4_LEVELS.iter().zip(&levels) {
+            assert!((f64::from(*level) - quantile / largest).abs() < 1.2e-7, "{level} {quantile}");
+        }
+    }
+
+    /// Layers of Llama-2-7B.
+    fn llama() -> Vec<(usize, usize)> {
+        let block =
+            [(4096, 4096); 4].into_iter().chain([(11008, 4096), (11008, 4096), (4096, 11008)]);
+        block.cycle().take(7 * 32).collect()
+    }
+
+    #[test]
+    fn a_large_model_takes_the_bytes_of_the_formula() {
+        let weights: usize = llama().iter().map(|(r, c)| r * c).sum();
+        let rest = 262_144_000 + 266_240; // embeddings and output, norms
+        assert_eq!((weights, weights + rest), (6_476_005_376, 6_738_415_616));
+        let bytes = |scheme: &str| {
+            let scheme: QuantScheme = scheme.parse().unwrap();
+            llama().iter().map(|(r, c)| scheme.nbytes(*r, *c)).sum::<usize>() + 2 * rest
+        };
+        for (scheme, gigabytes) in [
+            ("int4 g128", 3.864),
+            ("int4 g128 asym", 3.889),
+            ("nf4 flat64 f32", 4.168),
+            ("nf4 flat64 double", 3.866),
+        ] {
+            let found = bytes(scheme) as f64 / 1e9;
+            assert!((found - gigabytes).abs() < 5.1e-4, "{scheme}: {found}");
+        }
+        let found = bytes("int4 g128") as f64;
+        assert!((found / f64::from(1 << 30) - 3.599).abs() < 5.1e-4);
+        assert!((8.0 * found / (weights + rest) as f64 - 4.587).abs() < 5.1e-4);
+        // HierarchicalPrune: 79.4 % of the weights in NF4 are reported to take 22.5 % of the bytes.
+        let share = 0.794 * QuantScheme::nf4().bits_per_weight(4096, 4096) / 16.0;
+        assert!((share - 0.2233).abs() < 1e-4 && (share / 0.225 - 1.0).abs() < 0.01);
+    }
+
     #[test]
     fn nf4_of_a_ragged_size_counts_whole_bytes_and_blocks() {
         // ceil(n / 2) bytes of codes and 4 for each block of 64.
@@ -491,6 +592,11 @@ mod tests {
         assert!(QuantScheme::int(9).is_err());
         assert!(QuantScheme::nf4().zero(ZeroPoint::Integer).check().is_err());
         assert!("int4 g0".parse::<QuantScheme>().is_err());
+        for scale in ["s-e4m3", "s-e8m0", "double"] {
+            assert!(format!("int4 g16 asym {scale}").parse::<QuantScheme>().is_ok());
+            let e = format!("int4 g16 float {scale}").parse::<QuantScheme>().unwrap_err();
+            assert!(e.to_string().contains(scale), "{e}");
+        }
         assert!("g128".parse::<QuantScheme>().is_err());
         assert!("int4 g128 wide".parse::<QuantScheme>().is_err());
     }

@@ -285,3 +285,48 @@ fn delta_of_row(coder: &Coder, row: &mut [f32], scales: Option<&[f32]>, group: u
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Family;
+    use approx::assert_relative_eq;
+
+    /// Computed with numpy in f64 after AutoAWQ: the mean relative magnitudes of weights, and the
+    /// loss of their first candidate, which is not that of the identity.
+    #[test]
+    fn scales_from_weights_alone_match_the_released_code() {
+        let weight =
+            Array2::from_shape_fn((4, 8), |(i, j)| (7.0 * i as f64 + 3.0 * j as f64).sin() as f32);
+        let x = Array2::from_shape_fn((16, 8), |(n, j)| {
+            let loud = if j == 5 { 8.0 } else { 1.0 };
+            let (n, j) = (n as f64, j as f64);
+            (0.3 * n * (j % 3.0 + 1.0) + 0.2 * j).cos() * loud
+        });
+        let sizes = relative_sizes(&[weight.view()], 8, 4);
+        let want = [0.711697, 0.764385, 0.801773, 0.823114, 0.798643, 0.668014, 0.768290, 0.869526];
+        for (size, want) in sizes.iter().zip(want) {
+            assert_relative_eq!(*size, want, epsilon = 6e-7);
+        }
+        // Layers that share the input count by their rows.
+        let halves = [weight.slice(s![..1, ..]), weight.slice(s![1.., ..])];
+        for (a, b) in relative_sizes(&halves, 8, 4).iter().zip(&sizes) {
+            assert_relative_eq!(a, b, epsilon = 1e-12);
+        }
+        let inputs: Vec<f64> = (0..8).map(|j| x.column(j).mapv(f64::abs).sum() / 16.0).collect();
+        let gram = x.t().dot(&x).mapv(|g| g as f32);
+        let rtn = Rtn::default().family(Family::Awq);
+        let loss = |sizes, ratio| {
+            let scales = candidate(&inputs, sizes, ratio);
+            let scheme = "int3 g4 asym f32".parse().unwrap();
+            change(&weight, &gram, Some(&scales), &rtn, scheme, 4).unwrap() / 64.0
+        };
+        assert_relative_eq!(loss(Some(&sizes[..]), 0.0), 0.167788, epsilon = 1e-6);
+        assert_relative_eq!(loss(Some(&sizes[..]), 0.4), 0.031035, epsilon = 1e-6);
+        for (ratio, want) in
+            [(0.0, 0.137265), (0.05, 0.138209), (0.1, 0.134856), (0.15, 0.035299), (0.2, 0.018741)]
+        {
+            assert_relative_eq!(loss(None, ratio), want, epsilon = 1e-6);
+        }
+    }
+}

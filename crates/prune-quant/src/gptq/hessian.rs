@@ -105,3 +105,46 @@ impl Hessian {
 fn is_usable(r: f64) -> bool {
     [r, 1.0 / r].iter().all(|v| (*v as f32).is_finite() && *v as f32 > 0.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prune_core::GramAccumulator;
+
+    /// Computed with numpy in f64.
+    #[test]
+    fn the_diagonal_and_the_order_of_activations_match_the_reference() {
+        let x = Array2::from_shape_fn((16, 8), |(n, j)| {
+            let (n, j) = (n as f64, j as f64);
+            ((0.3 * n * (j % 3.0 + 1.0) + 0.2 * j).cos() + 0.5 * (0.9 * n).sin()) as f32
+        });
+        let mut gram = GramAccumulator::new(8);
+        gram.update("x", x.view()).unwrap();
+        let stats = LayerStats { columns: None, gram: Some(gram) };
+        let layer = LayerId::new("w");
+        let diagonal =
+            [1.480945, 1.552718, 0.911523, 1.210946, 1.550710, 0.393714, 1.113422, 1.432767];
+        let natural = Hessian::new("gptq", &layer, &stats, 8, false).unwrap();
+        assert_eq!(natural.order, [0, 1, 2, 3, 4, 5, 6, 7]);
+        for (h, want) in natural.matrix.diag().iter().zip(diagonal) {
+            assert!((h - want).abs() < 1e-6, "{h} {want}");
+        }
+        let sorted = Hessian::new("gptq", &layer, &stats, 8, true).unwrap();
+        assert_eq!(sorted.order, [1, 4, 0, 7, 3, 6, 2, 5]);
+        for ((i, j), h) in sorted.matrix.indexed_iter() {
+            assert_eq!(*h, natural.matrix[[sorted.order[i], sorted.order[j]]]);
+        }
+        // The upper factor of the damped inverse: (H + λI) Uᵀ U = I.
+        let mean = diagonal.iter().sum::<f64>() / 8.0;
+        let mut damped = natural.matrix.clone();
+        damped.diag_mut().mapv_inplace(|d| d + 0.01 * mean);
+        let factor = natural.factor(&layer, 0.01).unwrap();
+        assert_eq!((factor.damping, factor.raised), (0.01, 0));
+        let upper = factor.right.inverse_block(0..8).mapv(f64::from);
+        let product = damped.dot(&upper.t().dot(&upper));
+        for ((i, j), x) in product.indexed_iter() {
+            assert!((x - f64::from(u8::from(i == j))).abs() < 1e-4, "{i} {j} {x}");
+            assert!(i <= j || upper[[i, j]] == 0.0);
+        }
+    }
+}

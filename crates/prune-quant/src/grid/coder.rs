@@ -116,7 +116,7 @@ impl Coder {
             return self.with_zero(1.0, -lo);
         }
         let scale = self.stored((hi - lo) / self.top);
-        self.with_zero(scale, -lo / scale)
+        self.with_zero(scale, -lo / self.step(scale))
     }
 
     fn integer(&self, lo: f32, hi: f32) -> Params {
@@ -131,7 +131,7 @@ impl Coder {
                 return self.with_zero(self.stored(absmax / (self.middle - 1.0)), self.middle);
             }
             let scale = self.stored((hi - lo).max(1e-5) / self.top);
-            let zero = (-(lo / scale).round_ties_even()).clamp(0.0, self.top);
+            let zero = (-(lo / self.step(scale)).round_ties_even()).clamp(0.0, self.top);
             return self.with_zero(scale, zero);
         }
         let (mut lo, mut hi) = (lo.min(0.0), hi.max(0.0));
@@ -152,7 +152,7 @@ impl Coder {
         let scale = self.stored((hi - lo) / self.top);
         let zero = match symmetric {
             true => self.middle,
-            false => (-lo / scale).round_ties_even().clamp(0.0, self.top),
+            false => (-lo / self.step(scale)).round_ties_even().clamp(0.0, self.top),
         };
         self.with_zero(scale, zero)
     }
@@ -166,7 +166,12 @@ impl Coder {
         };
         let scale = match (self.scheme.scale, self.global) {
             _ if absmax == 0.0 => 1.0,
-            (ScaleFormat::E8M0, _) => shared_power(absmax, largest, self.rules.mx_scale),
+            (ScaleFormat::E8M0, _) => {
+                let power = shared_power(absmax, largest, self.rules.mx_scale);
+                // No code of NF4 is beyond its scale, so that what is would be lost.
+                let lost = self.scheme.number == NumberFormat::Nf4 && power < absmax;
+                if lost { 2.0 * power } else { power }
+            }
             (format, Some(global)) => {
                 let scale = format.round(global * absmax / largest);
                 match (scale == 0.0, self.rules.fidelity) {
@@ -180,10 +185,15 @@ impl Coder {
         self.with_zero(scale, 0.0)
     }
 
-    /// `scale` as the scheme stores it, and never 0.
-    fn stored(&self, scale: f32) -> f32 {
+    /// The scale that the scheme stores for a step of this size, never 0.
+    fn stored(&self, step: f32) -> f32 {
         let format = self.scheme.scale;
-        format.round(scale).max(format.smallest())
+        format.round(self.global.map_or(step, |g| g * step)).max(format.smallest())
+    }
+
+    /// What a step of codes is worth under a stored scale.
+    fn step(&self, scale: f32) -> f32 {
+        self.global.map_or(scale, |g| scale / g)
     }
 
     fn with_zero(&self, scale: f32, zero: f32) -> Params {
@@ -191,8 +201,8 @@ impl Coder {
             ZeroPoint::Float => self.scheme.scale.round(zero),
             _ => zero,
         };
-        let step = self.global.map_or(scale, |g| scale / g);
-        Params { scale, zero, step, offset: -zero * scale }
+        let step = self.step(scale);
+        Params { scale, zero, step, offset: -zero * step }
     }
 
     /// The same group with another float zero point, which is rounded as it will be stored.
@@ -200,9 +210,9 @@ impl Coder {
         self.with_zero(self.stored(scale), zero)
     }
 
-    /// The parameters of a scale that was read back from storage.
-    pub(crate) fn with_scale(&self, scale: f32) -> Params {
-        self.with_zero(scale, self.middle)
+    /// The same group with a scale that was read back from storage.
+    pub(crate) fn with_scale(&self, p: &Params, scale: f32) -> Params {
+        self.with_zero(scale, p.zero)
     }
 
     /// The code of `x`.
@@ -211,19 +221,19 @@ impl Coder {
         match self.scheme.number {
             NumberFormat::Int { .. } => {
                 let code = match (self.scheme.zero, self.rules.family) {
-                    (ZeroPoint::Float, _) => ((x - p.offset) / p.scale).round_ties_even(),
+                    (ZeroPoint::Float, _) => ((x - p.offset) / p.step).round_ties_even(),
                     (_, Family::CompressedTensors) => {
                         // On the signed grid, as the reference computes it: the sum is rounded to
                         // f32 there.
-                        let sum = (x / p.scale) + (p.zero - self.middle);
+                        let sum = (x / p.step) + (p.zero - self.middle);
                         sum.clamp(-self.middle, self.middle - 1.0).round_ties_even() + self.middle
                     }
-                    _ => (x / p.scale).round_ties_even() + p.zero,
+                    _ => (x / p.step).round_ties_even() + p.zero,
                 };
                 code.clamp(0.0, self.top) as u8
             }
             NumberFormat::Nf4 => {
-                let y = (x / p.scale).clamp(-1.0, 1.0);
+                let y = (x / p.step).clamp(-1.0, 1.0);
                 self.nf4_midpoints.iter().map(|m| u8::from(y > *m)).sum()
             }
             NumberFormat::Fp4 => encode_e2m1(x / p.step),
@@ -420,6 +430,44 @@ mod tests {
         let clipped = Coder::new("int3 asym f32".parse().unwrap(), rules, 0.0).unwrap();
         assert!((clipped.params(&group).scale - 0.429_714).abs() < 1e-6);
         assert!((l2(&clipped) - 0.104_364).abs() < 1e-5);
+    }
+
+    /// Computed in Python from the formulas of the Open Compute Project and compressed-tensors.
+    #[test]
+    fn shared_powers_carry_at_seven_eighths_where_they_are_rounded_up() {
+        for (absmax, floor, up) in [
+            (3.4999, 0.5, 0.5),
+            (3.5, 0.5, 1.0),
+            (3.9999, 0.5, 1.0),
+            (4.0, 1.0, 1.0),
+            (6.9999, 1.0, 1.0),
+            (7.0, 1.0, 2.0),
+        ] {
+            assert_eq!(shared_power(absmax, 6.0, MxScale::Floor), floor, "{absmax}");
+            assert_eq!(shared_power(absmax, 6.0, MxScale::RoundUp), up, "{absmax}");
+        }
+        // Clamped at both ends.
+        assert_eq!(shared_power(f32::MIN_POSITIVE, 6.0, MxScale::Floor), decode_e8m0(0));
+        assert_eq!(shared_power(f32::MAX, 6.0, MxScale::RoundUp), 2f32.powi(126));
+    }
+
+    /// bitsandbytes, to six digits.
+    #[test]
+    fn nf4_rounds_at_the_midpoints_and_ties_down() {
+        let c = coder("nf4 flat16 f32", Family::default(), Fidelity::Exact);
+        let want = [
+            -0.848_096, -0.610_633, -0.459_995, -0.339_679, -0.234_607, -0.137_912, -0.045_525,
+            0.039_790, 0.120_255, 0.203_521, 0.292_014, 0.389_313, 0.501_663, 0.642_787, 0.861_478,
+        ];
+        let p = c.params(&[1.0, -1.0]);
+        assert_eq!(p.scale, 1.0);
+        for (code, (middle, want)) in c.nf4_midpoints.into_iter().zip(want).enumerate() {
+            assert!((middle - want).abs() < 6e-7, "{middle} {want}");
+            let code = code as u8;
+            assert_eq!(c.code(&p, middle), code);
+            assert_eq!(c.code(&p, middle.next_up()), code + 1);
+            assert_eq!(c.code(&p, middle.next_down()), code);
+        }
     }
 
     #[test]

@@ -161,7 +161,7 @@ fn all_params(coder: &Coder, input: &Input<'_>) -> Vec<Params> {
     if input.scheme.scale == ScaleFormat::Double {
         let scales: Vec<f32> = params.iter().map(|p| p.scale).collect();
         for (p, scale) in params.iter_mut().zip(double_quantize(&scales).values()) {
-            *p = coder.with_scale(scale);
+            *p = coder.with_scale(p, scale);
         }
     }
     params

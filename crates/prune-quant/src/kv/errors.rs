@@ -321,3 +321,35 @@ impl Sums {
         all(&mut self.output, &other.output);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Computed with numpy 2.4.6 in f64.
+    #[test]
+    fn scores_and_outputs_are_those_of_numpy() {
+        let wave = |tokens: usize, f: &dyn Fn(f64, f64) -> f64| {
+            Array2::from_shape_fn((tokens, 4), |(t, d)| f(t as f64, d as f64))
+        };
+        let keys =
+            wave(8, &|t, d| (1.1 * t + 0.9 * d + 0.2).sin() + if d == 2.0 { 4.0 } else { 0.0 });
+        let values = wave(8, &|t, d| (0.7 * t + 1.7 * d).cos() + 1.5);
+        let queries = wave(2, &|t, d| (0.4 * t - 0.3 * d + 0.1).sin());
+        let scores = attention(queries.view(), keys.view(), &[8, 8]);
+        let first =
+            [0.078748, 0.145172, 0.208312, 0.156801, 0.084450, 0.063997, 0.092394, 0.170126];
+        let outputs =
+            [[1.492959, 1.310184, 1.555954, 1.675397], [1.553881, 1.439331, 1.461753, 1.570525]];
+        for (a, want) in scores.row(0).iter().zip(first) {
+            assert!((a - want).abs() < 6e-7, "{a} {want}");
+        }
+        for (o, want) in scores.dot(&values).iter().zip(outputs.as_flattened()) {
+            assert!((o - want).abs() < 6e-7, "{o} {want}");
+        }
+        // Of the keys that a query does not see it takes nothing.
+        let fewer = attention(queries.view(), keys.view(), &[3, 8]);
+        assert!(fewer.row(0).iter().skip(3).all(|a| *a == 0.0));
+        assert!((fewer.row(0).sum() - 1.0).abs() < 1e-12);
+    }
+}

@@ -162,6 +162,67 @@ mod tests {
         }
     }
 
+    /// KVTuner's quantiser (babe775) on the matrix `sin(7 i + 3 j)`, computed with numpy in f64:
+    /// codes, what is added to them, and the step give the numbers back.
+    #[test]
+    fn released_groups_have_the_codes_and_zero_points_of_the_reference() {
+        let four = (
+            KvBits::Four,
+            [0.046102, 0.105843, 0.080067, 0.026884],
+            [2.0, 1.0, 1.0, 3.0],
+            [
+                [-2.0, 1.0, -8.0, 7.0],
+                [-6.0, 5.0, -8.0, 7.0],
+                [7.0, -8.0, 4.0, -5.0],
+                [3.0, -3.0, -8.0, 7.0],
+            ],
+            1.695393e-4,
+        );
+        let two = (
+            KvBits::Two,
+            [0.230511, 0.529214, 0.400336, 0.134419],
+            [1.0; 4],
+            [
+                [-1.0, 0.0, -2.0, 1.0],
+                [-2.0, 0.0, -2.0, 1.0],
+                [1.0, -2.0, 0.0, -2.0],
+                [0.0, -1.0, -2.0, 1.0],
+            ],
+            1.128154e-2,
+        );
+        for (bits, steps, added, codes, error) in [four, two] {
+            let mut squares = 0.0;
+            for g in 0..4 {
+                let x: [f64; 4] = std::array::from_fn(|j| {
+                    (7.0 * (g / 2) as f64 + 3.0 * (4 * (g % 2) + j) as f64).sin()
+                });
+                let mut y = x;
+                restore(&mut y, bits, KvQuantizer::Released);
+                for ((y, x), code) in y.into_iter().zip(x).zip(codes[g]) {
+                    let want = (code + added[g]) * steps[g];
+                    assert!((y - want).abs() < 1e-5, "{bits:?} {g}: {y} {want}");
+                    squares += (y - x) * (y - x);
+                }
+            }
+            assert!((squares / 16.0 / error - 1.0).abs() < 1e-6, "{bits:?}: {}", squares / 16.0);
+        }
+    }
+
+    /// The least step is 1e-5 over the levels, beside which a constant is so large that f32 leaves it
+    /// a few of its last bits.
+    #[test]
+    fn released_constants_err_by_few_last_bits() {
+        for x in [300.0f32, -300.0, 1.0, 1e-3, 0.0] {
+            let mut group = [x; 8];
+            restore(&mut group, KvBits::Four, KvQuantizer::Released);
+            let bound = (4.0 * f32::EPSILON * x.abs()).max(0.5 * 1e-5 / 15.0);
+            assert!(group.iter().all(|y| (x - y).abs() <= bound), "{x}: {}", group[0]);
+            let mut group = [f64::from(x); 8];
+            restore(&mut group, KvBits::Four, KvQuantizer::Released);
+            assert!(group.iter().all(|y| (f64::from(x) - y).abs() <= 0.5001e-5 / 15.0));
+        }
+    }
+
     #[test]
     fn a_constant_group_gets_scale_one_and_is_restored() {
         for x in [0.0f32, 0.5, -3.0] {

@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use super::super::block::{MXFP4_LEVELS, half_power};
+
 /// The element of largest magnitude with its sign; of equal ones the first.
 fn extreme(x: &[f32; 32]) -> f32 {
     let mut most = (0.0f32, 0.0f32);
@@ -89,5 +91,26 @@ pub(super) fn q8_0(x: &[f32; 32], out: &mut [u8; 34]) {
     for (code, v) in out[2..].iter_mut().zip(x) {
         // Halves away from zero, as `roundf` has it.
         *code = (v * id).round() as i8 as u8;
+    }
+}
+
+pub(super) fn mxfp4(x: &[f32; 32], out: &mut [u8; 17]) {
+    let most = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    // The logarithm is rounded to f32, and just below a power of two up to it, as in the reference.
+    out[0] = if most > 0.0 { (most.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
+    let d = half_power(out[0]);
+    // Of equally near codes the first, so that nothing becomes a negative zero.
+    let code = |v: f32| {
+        let mut best = (0u8, f32::INFINITY);
+        for (code, level) in (0u8..).zip(MXFP4_LEVELS) {
+            let error = (level * d - v).abs();
+            if error < best.1 {
+                best = (code, error);
+            }
+        }
+        best.0
+    };
+    for j in 0..16 {
+        out[1 + j] = code(x[j]) | code(x[j + 16]) << 4;
     }
 }

@@ -104,6 +104,7 @@ impl GgufTypes {
             GgufType::Blocks(Q4K) => 15,
             GgufType::Blocks(Q5K) => 16,
             GgufType::Blocks(Q6K) => 18,
+            GgufType::Blocks(Mxfp4) => 38,
         }
     }
 }

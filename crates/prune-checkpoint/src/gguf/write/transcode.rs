@@ -1,4 +1,7 @@
-use prune_core::{Granularity, NumberFormat, QuantScheme, QuantizedMatrix, ZeroPoint};
+use prune_core::{
+    Granularity, NumberFormat, QuantScheme, QuantizedMatrix, ScaleFormat, ZeroPoint, decode_e8m0,
+    encode_e8m0,
+};
 
 use half::f16;
 
@@ -13,6 +16,7 @@ use crate::{Error, Result};
 /// | 4-bit with zero points | Q4_1 | but for the minimum `−zero · scale`, rounded to f16 |
 /// | 5-bit, likewise | Q5_0, Q5_1 | likewise |
 /// | 8-bit symmetric | Q8_0 | where scales are f16 |
+/// | FP4 with scales that are powers of two | MXFP4 | always; −0 becomes 0 |
 ///
 /// Groups have to be whole rows or multiples of 32 columns, in the order of the columns. Scales
 /// that are not f16 are rounded to it.
@@ -50,21 +54,6 @@ pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<
         found: format!("`{scheme}`, to be stored as {}", super::super::types::GgufType::Blocks(to)),
         expected: expected.to_string(),
     };
-    let (bits, zero) = match to {
-        BlockType::Q4_0 => (4, ZeroPoint::Symmetric),
-        BlockType::Q4_1 => (4, ZeroPoint::Integer),
-        BlockType::Q5_0 => (5, ZeroPoint::Symmetric),
-        BlockType::Q5_1 => (5, ZeroPoint::Integer),
-        BlockType::Q8_0 => (8, ZeroPoint::Symmetric),
-        _ => return Err(refuse("Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 as the type")),
-    };
-    let symmetric = zero == ZeroPoint::Symmetric;
-    if scheme.number != (NumberFormat::Int { bits }) || (symmetric && scheme.zero != zero) {
-        return Err(refuse(match symmetric {
-            true => "symmetric integers of as many bits as the type has",
-            false => "integers of as many bits as the type has",
-        }));
-    }
     let fits = match scheme.granularity {
         Granularity::Group(n) => n.is_multiple_of(BLOCK),
         Granularity::PerChannel | Granularity::PerTensor => true,
@@ -78,6 +67,30 @@ pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<
     }
     if matrix.column_scales().is_some() {
         return Err(refuse("no scales of columns; fold them into the layer before"));
+    }
+    if matrix.global_scale().is_some() {
+        return Err(refuse("no scale of the whole matrix"));
+    }
+    if to == BlockType::Mxfp4 {
+        if (scheme.number, scheme.scale) != (NumberFormat::Fp4, ScaleFormat::E8M0) {
+            return Err(refuse("`fp4` with `s-e8m0` scales"));
+        }
+        return mxfp4(matrix).ok_or_else(|| refuse("scales that are powers of two"));
+    }
+    let (bits, zero) = match to {
+        BlockType::Q4_0 => (4, ZeroPoint::Symmetric),
+        BlockType::Q4_1 => (4, ZeroPoint::Integer),
+        BlockType::Q5_0 => (5, ZeroPoint::Symmetric),
+        BlockType::Q5_1 => (5, ZeroPoint::Integer),
+        BlockType::Q8_0 => (8, ZeroPoint::Symmetric),
+        _ => return Err(refuse("Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or MXFP4 as the type")),
+    };
+    let symmetric = zero == ZeroPoint::Symmetric;
+    if scheme.number != (NumberFormat::Int { bits }) || (symmetric && scheme.zero != zero) {
+        return Err(refuse(match symmetric {
+            true => "symmetric integers of as many bits as the type has",
+            false => "integers of as many bits as the type has",
+        }));
     }
     let middle = (1u32 << (bits - 1)) as f32;
     let mut out = Vec::with_capacity(matrix.rows() * matrix.cols() / BLOCK * to.bytes());
@@ -110,16 +123,21 @@ impl BlockType {
     /// use prune_checkpoint::BlockType;
     /// assert_eq!(BlockType::of_scheme(&"int4 g32".parse()?), Some(BlockType::Q4_0));
     /// assert_eq!(BlockType::of_scheme(&"int4 g64 asym".parse()?), Some(BlockType::Q4_1));
+    /// assert_eq!(BlockType::of_scheme(&"fp4 g32 s-e8m0".parse()?), Some(BlockType::Mxfp4));
     /// assert_eq!(BlockType::of_scheme(&"int3 g32".parse()?), None);
     /// # Ok::<(), prune_core::Error>(())
     /// ```
     pub fn of_scheme(scheme: &QuantScheme) -> Option<BlockType> {
-        let NumberFormat::Int { bits } = scheme.number else { return None };
         match scheme.granularity {
             Granularity::Group(n) if !n.is_multiple_of(BLOCK) => return None,
             Granularity::Flat(_) => return None,
             _ => {}
         }
+        let bits = match (scheme.number, scheme.scale) {
+            (NumberFormat::Int { bits }, _) => bits,
+            (NumberFormat::Fp4, ScaleFormat::E8M0) => return Some(BlockType::Mxfp4),
+            _ => return None,
+        };
         match (bits, scheme.zero == ZeroPoint::Symmetric) {
             (4, true) => Some(BlockType::Q4_0),
             (4, false) => Some(BlockType::Q4_1),
@@ -132,6 +150,24 @@ impl BlockType {
 }
 
 const BLOCK: usize = 32;
+
+/// `None` where a scale is no power of two.
+fn mxfp4(matrix: &QuantizedMatrix) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(matrix.rows() * matrix.cols() / BLOCK * 17);
+    for (r, row) in matrix.codes().outer_iter().enumerate() {
+        let row = row.as_slice().unwrap_or_default();
+        for (block, codes) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let scale = matrix.scales()[matrix.scale_at(r, block * BLOCK)];
+            let power = encode_e8m0(scale);
+            if decode_e8m0(power) != scale {
+                return None;
+            }
+            out.push(power);
+            push_codes(&mut out, BlockType::Mxfp4, codes);
+        }
+    }
+    Some(out)
+}
 
 fn push_codes(out: &mut Vec<u8>, to: BlockType, codes: &[u8; BLOCK]) {
     match to {
