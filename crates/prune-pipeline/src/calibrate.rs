@@ -126,7 +126,7 @@ pub(crate) fn observe(
             if place == all.len() {
                 let channels = part.columns.channels();
                 let gram = part.input.as_ref().map(|_| GramAccumulator::new(channels));
-                let stats = LayerStats { columns: Some(ColumnStats::new(channels)), gram };
+                let stats = LayerStats { columns: Some(ColumnStats::new(channels)), gram, gradient: None };
                 let drift = part.dense.as_ref().map(|_| Drift::new(channels));
                 all.push(Observed { layers: part.layers.clone(), stats, drift });
             }
