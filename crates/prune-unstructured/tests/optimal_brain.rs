@@ -61,7 +61,10 @@ impl Layer {
         let (mut columns, mut gram) = (ColumnStats::new(cols), GramAccumulator::new(cols));
         columns.update("x", inputs.view()).unwrap();
         gram.update("x", inputs.view()).unwrap();
-        Self { weight, stats: LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() } }
+        Self {
+            weight,
+            stats: LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() },
+        }
     }
 
     /// The same layer with inputs `2^power` times as large: nothing rounds.
