@@ -44,6 +44,7 @@ fn stats(size: usize) -> LayerStats {
     LayerStats {
         columns: Some(columns.unwrap()),
         gram: Some(GramAccumulator::from_parts(1024, gram).unwrap()),
+        ..LayerStats::default()
     }
 }
 

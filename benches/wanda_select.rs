@@ -35,7 +35,7 @@ fn stats() -> LayerStats {
         Array2::from_shape_simple_fn((1, COLS), || (stream.uniform() * 10.0 + 1e-3).sqrt() as f32);
     let mut columns = ColumnStats::new(COLS);
     columns.update("x", input.view()).unwrap();
-    LayerStats { columns: Some(columns), gram: None }
+    LayerStats { columns: Some(columns), ..LayerStats::default() }
 }
 
 fn wanda_select(c: &mut Criterion) {

@@ -222,6 +222,7 @@ fn observe(
                         LayerStats {
                             columns: Some(ColumnStats::new(input.ncols())),
                             gram: Some(GramAccumulator::new(input.ncols())),
+                            ..LayerStats::default()
                         },
                     ));
                     seen.len() - 1

@@ -60,7 +60,7 @@ fn main() -> Result<()> {
         let inputs = Array2::from_shape_fn((256, layer.shape[1]), wave(3));
         let mut columns = ColumnStats::new(layer.shape[1]);
         columns.update("inputs", inputs.view())?;
-        let stats = LayerStats { columns: Some(columns), gram: None };
+        let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
         let target = Target {
             layer: &layer.id,
             pattern: Pattern::Unstructured,

@@ -41,6 +41,10 @@ struct Args {
     /// Passes over the images after pruning.
     #[arg(long, default_value_t = 30)]
     epochs: usize,
+    /// Write the first images of the calibration to this safetensors file, for `prune compress --method
+    /// lpvit`, and end.
+    #[arg(long)]
+    write_images: Option<PathBuf>,
     /// Number of seeds.
     #[arg(long, default_value_t = 3)]
     seeds: u64,
@@ -79,6 +83,12 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
     let (trained, judged) = Digits::load(&assets.join("digits"))?;
+    if let Some(path) = &args.write_images {
+        let first: Vec<usize> = (0..args.calibration.min(trained.len())).collect();
+        trained.images(&first)?.save_safetensors("images", path)?;
+        println!("wrote {} images to {}", first.len(), path.display());
+        return Ok(());
+    }
     let checkpoint = Checkpoint::open(&args.model)?;
     let load = || -> Result<Vit> { Ok(Vit::load(&checkpoint.config()?, &checkpoint)?) };
     let dense = accuracy(&load()?, &judged)?;

@@ -92,7 +92,7 @@ pub(crate) enum Command {
         /// The model that it was made from.
         #[arg(long)]
         source: Option<String>,
-        /// The text or .npy that the run was calibrated on.
+        /// The text, .npy or images that the run was calibrated on.
         #[arg(long)]
         calibration: Option<PathBuf>,
         /// The most memory that the derivation may take: 2GiB, 800MB.
@@ -151,13 +151,14 @@ pub(crate) struct RecipeArgs {
     /// A recipe in YAML, in place of flags.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
-    /// The method: magnitude, wanda, ria, sparsegpt, alps, armor and others prune; rtn, gptq, awq,
-    /// hqq, ggml and others quantise; a wrong name lists all.
+    /// The method: magnitude, wanda, ria, sparsegpt, alps, armor and others prune; lpvit prunes
+    /// blocks of vision transformers; rtn, gptq, awq, hqq, ggml and others quantise; a wrong name
+    /// lists all.
     #[arg(long, required_unless_present = "recipe", conflicts_with = "recipe")]
     pub(crate) method: Option<String>,
     /// How the budget is divided over layers: uniform, erk, owl, farms, alphapruning, ecoflap, curve
-    /// and others for sparsity; lim, zd, curve, knapsack and random for bits; a wrong name lists
-    /// all.
+    /// and others for sparsity; lpvit, lpvit-hull and uniform for the method lpvit; lim, zd, curve,
+    /// knapsack and random for bits; a wrong name lists all.
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) allocate: Option<String>,
     /// From which all random numbers come.
@@ -173,7 +174,8 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// Flags of pruners.
 #[derive(Debug, Args, Default)]
 pub(crate) struct PruneArgs {
-    /// The fraction of weights to remove; fixed by N:M patterns.
+    /// The fraction of weights to remove; fixed by N:M patterns. For lpvit, of the multiplications
+    /// that an image takes.
     #[arg(long, conflicts_with = "recipe")]
     pub(crate) sparsity: Option<f64>,
     /// unstructured, 2:4, "block 16x16" or channels.
@@ -251,13 +253,15 @@ pub(crate) struct OutputArgs {
     pub(crate) json: bool,
 }
 
-/// The text that calibrated methods run the model on.
+/// The data that calibrated methods run the model on.
 #[derive(Debug, Args)]
 pub(crate) struct CalibrationArgs {
-    /// A text file, or a .npy of token-id windows.
+    /// A text file, a .npy of token-id windows or, for lpvit, a .safetensors file of images: a
+    /// tensor `images` or `pixel_values` of (batch, channels, height, width), normalised.
     #[arg(long)]
     pub(crate) calibration: Option<PathBuf>,
-    /// Windows to use: drawn by the seed from a text, the first ones of a .npy.
+    /// Windows to use: drawn by the seed from a text, the first ones of a .npy. At most as many
+    /// images, the first ones.
     #[arg(long, default_value_t = 128)]
     pub(crate) samples: usize,
     /// Tokens of a window; a .npy brings its own.

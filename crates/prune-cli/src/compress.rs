@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prune_checkpoint::ModelSource;
-use prune_core::{BlockModel, Seed, block_of};
+use prune_core::{Seed, block_of};
 use prune_pipeline::{
-    Action, ApplyOptions, Calibration, Manifest, MemoryBudget, Plan, Recipe, Rule, Schedule,
-    TokenWindows, apply, verify,
+    Action, ApplyOptions, Calibration, Manifest, MemoryBudget, Plan, Recipe, Rule, Schedule, apply,
+    verify,
 };
 use serde_json::json;
 
 use crate::args::{CalibrationArgs, OutputArgs};
 use crate::error::Error;
-use crate::model::{Wanted, load, open, windows};
+use crate::model::{Data, Wanted, open};
 use crate::output::say;
 use crate::progress::Bar;
 use crate::verify::report_failures;
@@ -22,7 +22,7 @@ use crate::verify::report_failures;
 struct Job {
     checkpoint: Box<dyn ModelSource>,
     recipe: Recipe,
-    calibration: Option<(Box<dyn BlockModel>, TokenWindows)>,
+    data: Option<Data>,
     memory: MemoryBudget,
     spill: Option<PathBuf>,
 }
@@ -39,21 +39,27 @@ impl Job {
         if recipe.rules.iter().any(unsaid) && was_pruned(&*checkpoint)? {
             recipe.rules.iter_mut().filter(|r| unsaid(r)).for_each(|r| r.keep_zeros = Some(true));
         }
-        let calibration = match &data.calibration {
+        let data = match &data.calibration {
             None => None,
+            Some(path) if path.extension().is_some_and(|e| e == "safetensors") => {
+                Some(Data::images(path, &*checkpoint, data.samples)?)
+            }
+            Some(path) if recipe.rules.iter().any(|r| r.method.as_deref() == Some("lpvit")) => {
+                let reason = "lpvit is calibrated on images: a .safetensors file with a tensor \
+                              `images` or `pixel_values`";
+                return Err(Error::Input { path: path.clone(), reason: reason.into() });
+            }
             Some(path) => {
-                let model = load(&*checkpoint)?;
                 let wanted = Wanted::Drawn(data.samples, Seed::new(recipe.seed));
-                let windows = windows(path, &*checkpoint, &*model, data.seqlen, &wanted)?;
-                Some((model, windows))
+                Some(Data::tokens(path, &*checkpoint, data.seqlen, &wanted)?)
             }
         };
-        Ok(Self { checkpoint, recipe, calibration, memory, spill: None })
+        Ok(Self { checkpoint, recipe, data, memory, spill: None })
     }
 
     fn calibration(&self) -> Option<Calibration<'_>> {
-        self.calibration.as_ref().map(|(model, windows)| {
-            let calibration = Calibration::new(&**model, windows).memory(self.memory);
+        self.data.as_ref().map(|data| {
+            let calibration = data.calibration(self.memory);
             match &self.spill {
                 Some(directory) => calibration.spill_to(directory),
                 None => calibration,
@@ -61,10 +67,9 @@ impl Job {
         })
     }
 
-    fn plan(&self) -> Result<(Plan, Schedule), Error> {
-        let calibration = self.calibration();
-        let plan = Plan::new(&*self.checkpoint, &self.recipe, calibration.as_ref())?;
-        let schedule = Schedule::new(&*self.checkpoint, &plan, calibration.as_ref(), self.memory)?;
+    fn plan(&self, calibration: Option<&Calibration<'_>>) -> Result<(Plan, Schedule), Error> {
+        let plan = Plan::new(&*self.checkpoint, &self.recipe, calibration)?;
+        let schedule = Schedule::new(&*self.checkpoint, &plan, calibration, self.memory)?;
         Ok((plan, schedule))
     }
 }
@@ -90,7 +95,8 @@ pub(crate) fn plan(
     memory: MemoryBudget,
     as_json: bool,
 ) -> Result<(), Error> {
-    let (plan, schedule) = Job::new(model, recipe, calibration, memory)?.plan()?;
+    let job = Job::new(model, recipe, calibration, memory)?;
+    let (plan, schedule) = job.plan(job.calibration().as_ref())?;
     if as_json {
         say!("{}", plan.to_json()?);
     } else {
@@ -117,7 +123,7 @@ pub(crate) fn convert(
     output: &OutputArgs,
 ) -> Result<(), Error> {
     let memory = output.memory.unwrap_or_default();
-    run(Job { checkpoint, recipe, calibration: None, memory, spill: None }, output)
+    run(Job { checkpoint, recipe, data: None, memory, spill: None }, output)
 }
 
 fn run(mut job: Job, output: &OutputArgs) -> Result<(), Error> {
@@ -127,7 +133,9 @@ fn run(mut job: Job, output: &OutputArgs) -> Result<(), Error> {
         true => PathBuf::from("."),
         false => parent.to_path_buf(),
     });
-    let (plan, schedule) = job.plan()?;
+    // One for plan and run: gradients are computed once.
+    let calibration = job.calibration();
+    let (plan, schedule) = job.plan(calibration.as_ref())?;
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -142,7 +150,6 @@ fn run(mut job: Job, output: &OutputArgs) -> Result<(), Error> {
         interrupt: Some(stop),
     };
     let bar = Bar::new(plan.tensors.len());
-    let calibration = job.calibration();
     let mut progress = |done: usize, _: usize, name: &str| bar.show(done, name);
     let manifest =
         apply(&*job.checkpoint, &plan, calibration.as_ref(), out, &options, &mut progress)?;
@@ -189,6 +196,11 @@ fn print_plan(plan: &Plan, schedule: &Schedule) {
     if t.planned_weights > 0 {
         draw_allocation(plan);
         say!("{} of {} weights removed ({:.4})", t.removed, t.planned_weights, t.sparsity);
+    }
+    if t.multiplications > 0 {
+        let share = t.removed_multiplications as f64 / t.multiplications as f64;
+        let (gone, all) = (t.removed_multiplications, t.multiplications);
+        say!("{gone} of {all} multiplications an image removed ({share:.4}), lpvit's budget");
     }
     if t.quantized_weights > 0 {
         let bits = 8.0 * t.quantized_bytes as f64 / t.quantized_weights as f64;

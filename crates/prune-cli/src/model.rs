@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use prune_candle::{Tokenizer, load_model};
+use prune_candle::{Tokenizer, Vit, load_model};
 use prune_checkpoint::{ModelSource, open_model};
 use prune_core::{BlockModel, ModelKind, Seed};
-use prune_pipeline::TokenWindows;
+use prune_pipeline::{Calibration, Images, MemoryBudget, TokenWindows};
 
 use crate::error::Error;
 
@@ -55,6 +55,46 @@ fn download(name: &str) -> Result<PathBuf, Error> {
 /// The model that a checkpoint holds.
 pub(crate) fn load(checkpoint: &dyn ModelSource) -> Result<Box<dyn BlockModel>, Error> {
     Ok(load_model(&checkpoint.config()?, checkpoint)?)
+}
+
+/// What a run is calibrated on, and the model for it.
+pub(crate) enum Data {
+    /// Token windows, a block at a time.
+    Tokens(Box<dyn BlockModel>, TokenWindows),
+    /// Images, through the whole network.
+    Images(Box<Vit>, Images),
+}
+
+impl Data {
+    /// Windows of a text or `.npy` file.
+    pub(crate) fn tokens(
+        path: &Path,
+        checkpoint: &dyn ModelSource,
+        length: usize,
+        wanted: &Wanted,
+    ) -> Result<Self, Error> {
+        let model = load(checkpoint)?;
+        let windows = windows(path, checkpoint, &*model, length, wanted)?;
+        Ok(Self::Tokens(model, windows))
+    }
+
+    /// The first `count` images of a `.safetensors` file, or all when there are fewer.
+    pub(crate) fn images(
+        path: &Path,
+        checkpoint: &dyn ModelSource,
+        count: usize,
+    ) -> Result<Self, Error> {
+        let vit = Vit::load(&checkpoint.config()?, checkpoint)?;
+        Ok(Self::Images(Box::new(vit), Images::from_safetensors(path, Some(count))?))
+    }
+
+    pub(crate) fn calibration(&self, memory: MemoryBudget) -> Calibration<'_> {
+        match self {
+            Data::Tokens(model, windows) => Calibration::new(&**model, windows),
+            Data::Images(model, images) => Calibration::on_images(&**model, images),
+        }
+        .memory(memory)
+    }
 }
 
 /// Which windows of a text are wanted.

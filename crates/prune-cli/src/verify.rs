@@ -2,11 +2,11 @@ use std::path::Path;
 
 use prune_core::Seed;
 use prune_pipeline::{
-    Calibration, Failure, Manifest, MemoryBudget, Verification, rederive, verify,
+    CalibrationShape, Failure, Manifest, MemoryBudget, Verification, rederive, verify,
 };
 
 use crate::error::Error;
-use crate::model::{Wanted, load, open, windows};
+use crate::model::{Data, Wanted, open};
 use crate::output::say;
 use crate::progress::Bar;
 
@@ -27,15 +27,16 @@ pub(crate) fn check_again(
     let manifest = Manifest::read(directory)?;
     let source = open(source)?;
     let data = match (calibration, manifest.plan.calibration) {
-        (Some(path), Some(shape)) => {
-            let model = load(&*source)?;
-            let wanted = Wanted::Drawn(shape.samples, Seed::new(manifest.plan.recipe.seed));
-            let windows = windows(path, &*source, &*model, shape.seqlen, &wanted)?;
-            Some((model, windows))
+        (Some(path), Some(CalibrationShape::Tokens { samples, seqlen })) => {
+            let wanted = Wanted::Drawn(samples, Seed::new(manifest.plan.recipe.seed));
+            Some(Data::tokens(path, &*source, seqlen, &wanted)?)
+        }
+        (Some(path), Some(CalibrationShape::Images { images, .. })) => {
+            Some(Data::images(path, &*source, images)?)
         }
         _ => None,
     };
-    let calibration = data.as_ref().map(|(m, w)| Calibration::new(&**m, w).memory(memory));
+    let calibration = data.as_ref().map(|data| data.calibration(memory));
     let bar = Bar::new(manifest.plan.tensors.len());
     let again =
         rederive(directory, &*source, calibration.as_ref(), memory, &mut |done, _, name| {

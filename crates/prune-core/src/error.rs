@@ -83,7 +83,7 @@ pub enum Error {
         layer: String,
         /// The method.
         method: String,
-        /// What is needed: "column statistics", "a Gram matrix".
+        /// What is needed: "column statistics", "a Gram matrix", "a gradient".
         needed: &'static str,
     },
     /// A Gram matrix that stays indefinite or singular however much is added to its diagonal.

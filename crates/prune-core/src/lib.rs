@@ -45,6 +45,6 @@ pub use sparse::{Bitmask, BlockDiagonal, Bsr, Csr, Element, NmPacked, SparseMatr
 pub use stats::ColumnStats;
 pub use tensor::{DType, TensorInfo, TensorSink, TensorSource, decode_f32, encode_f32};
 pub use traits::{
-    Allocator, Block, BlockModel, Head, LayerStats, ModelKind, Needs, Objective, Observer, Pruner,
-    RowScorer, ScoredLayer, Target, WeightScorer,
+    Allocator, Block, BlockModel, Head, ImageModel, LayerStats, ModelKind, Needs, Objective,
+    Observer, Pruner, RowScorer, ScoredLayer, Target, WeightScorer,
 };

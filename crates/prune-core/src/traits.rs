@@ -1,17 +1,21 @@
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayView4, ArrayViewMut2};
 
 use crate::{
     Allocation, Budget, ColumnStats, Error, GramAccumulator, LayerId, LayerInfo, Pattern, Pruned,
     Result, Scope, SeedStream, TensorSource,
 };
 
-/// What calibration saw at the input of one layer. Empty for data-free work.
+/// What calibration knows of one layer: what it saw at its input, or the gradient in its weight.
+/// Empty for data-free work.
 #[derive(Debug, Clone, Default)]
 pub struct LayerStats {
     /// Per input channel.
     pub columns: Option<ColumnStats>,
     /// `X^T X`.
     pub gram: Option<GramAccumulator>,
+    /// The gradient of the mean square of the network's outputs in the layer's weight, of the
+    /// weight's shape.
+    pub gradient: Option<Array2<f32>>,
 }
 
 impl LayerStats {
@@ -38,6 +42,18 @@ impl LayerStats {
             needed: "a Gram matrix",
         })
     }
+
+    /// The gradient, or the error that says which layer lacks it.
+    ///
+    /// # Errors
+    /// [`Error::NoStatistics`] when there is none.
+    pub fn require_gradient(&self, layer: &LayerId, method: &str) -> Result<&Array2<f32>> {
+        self.gradient.as_ref().ok_or_else(|| Error::NoStatistics {
+            layer: layer.to_string(),
+            method: method.to_string(),
+            needed: "a gradient",
+        })
+    }
 }
 
 /// The calibration statistics that a method reads.
@@ -50,6 +66,9 @@ pub enum Needs {
     Columns,
     /// [`GramAccumulator`], and column statistics with it.
     Gram,
+    /// [`LayerStats::gradient`], alone: of the whole network, where the others are of one layer's
+    /// input.
+    Gradient,
 }
 
 /// Writes the scores of one row: `(row, weights, scores)`, where `weights` is row `row` of the
@@ -278,4 +297,33 @@ pub trait Head: Send + Sync {
     /// # Errors
     /// What the framework gives.
     fn logits(&self, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>>;
+}
+
+/// A network on images, with its weights in memory, whose output has a gradient in them.
+pub trait ImageModel: Send + Sync {
+    /// The layers whose gradients there are, in the order in which they run.
+    fn layers(&self) -> &[LayerInfo];
+
+    /// How often each weight of a layer is used for one image. Times the layer's weights, that is
+    /// its number of multiplications.
+    fn positions(&self, layer: &LayerInfo) -> usize;
+
+    /// Channels, height and width of an image.
+    fn image_shape(&self) -> [usize; 3];
+
+    /// Bytes of all weights, for estimates.
+    fn weight_bytes(&self) -> usize;
+
+    /// Bytes that the gradients of a batch of `images` images take on the way, besides the weights
+    /// and the gradients themselves, for estimates.
+    fn batch_bytes(&self, images: usize) -> usize;
+
+    /// The gradient of the mean square of the outputs in the weight of every layer, in the order of
+    /// [`ImageModel::layers`], as matrices of `out_features x in_features`. Images are `(batch,
+    /// channels, height, width)`, normalised as the model was trained. Deterministic: the same bits
+    /// for any number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for images of another shape; [`Error::External`].
+    fn gradients(&self, images: ArrayView4<'_, f32>) -> Result<Vec<Array2<f32>>>;
 }

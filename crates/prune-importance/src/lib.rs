@@ -28,7 +28,7 @@
 //! | [`UnitScore`] (LLM-Pruner, Taylor) | a row | weights, gradients |
 //! | [`snip`], [`grasp`], [`synflow`], [`taylor`], [`second_order`] | a weight | weights, gradients |
 //!
-//! [`SynFlow`] runs the rounds of synaptic flow; [`FisherDiagonal`] sums squared gradients;
+//! [`BlockTaylor`] removes what [`BlockRanking`] ranks; [`SynFlow`] runs the rounds of synaptic flow; [`FisherDiagonal`] sums squared gradients;
 //! [`Spsa`] estimates gradients by forward passes; [`Perturbed`] is a checkpoint moved along a
 //! random direction. Gradients come from the caller's framework as `ndarray` views, a loss as a
 //! [`prune_core::Objective`].

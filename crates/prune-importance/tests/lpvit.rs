@@ -2,12 +2,10 @@
 //! the authors' code (commit 0759ff4).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::HashMap;
-
 use approx::assert_abs_diff_eq;
 use ndarray::Array2;
 use proptest::prelude::*;
-use prune_core::{LayerId, LayerStats, Pattern, Pruner, Scope, ScorePruner, Seed, Target};
+use prune_core::{Error, LayerId, LayerStats, Pattern, Pruner, Scope, Seed, Target};
 use prune_importance::{BlockRanking, BlockScore, BlockTaylor, TaylorOrder};
 
 const SECOND: TaylorOrder = TaylorOrder::Second { damping: 1e-7 };
@@ -228,14 +226,13 @@ proptest! {
     }
 
     #[test]
-    fn the_scorer_removes_the_blocks_that_the_ranking_names(
+    fn the_pruner_removes_the_blocks_that_the_ranking_names(
         tall in 1usize..5, wide in 1usize..5, block in (1usize..5, 1usize..5), part in 0.0..=1.0,
         seed in any::<u64>(),
     ) {
         let mut stream = Seed::new(seed).stream("layer");
         let shape = (tall * block.0, wide * block.1);
-        // Numbers of few digits, so that sums in f32 and f64 agree.
-        let mut random = || stream.below(2000) as f32 / 64.0 - 15.0;
+        let mut random = || stream.uniform() as f32 - 0.5;
         let weight = Array2::from_shape_simple_fn(shape, &mut random);
         let gradient = Array2::from_shape_simple_fn(shape, &mut random);
         let layer = LayerId::new("fc");
@@ -248,10 +245,41 @@ proptest! {
             remove: removed * block.0 * block.1,
             stream: Seed::new(0).stream("fc"),
         };
-        let pruner = ScorePruner(BlockTaylor::new(HashMap::from([(layer.clone(), gradient)])));
-        let pruned =
-            pruner.prune(weight.clone().view_mut(), &LayerStats::default(), &target).unwrap();
+        let stats = LayerStats { gradient: Some(gradient), ..LayerStats::default() };
+        let mut left = weight.clone();
+        let pruned = BlockTaylor.prune(left.view_mut(), &stats, &target).unwrap();
         prop_assert_eq!(&pruned.mask, &ranking.mask(removed).unwrap());
         pruned.mask.check(target.pattern).unwrap();
+        let mut masked = weight.clone();
+        pruned.mask.apply(masked.view_mut()).unwrap();
+        prop_assert_eq!(left, masked);
     }
+}
+
+#[test]
+fn the_pruner_refuses_what_it_cannot_do_and_leaves_the_weight() {
+    let layer = LayerId::new("fc");
+    let whole = sine(8, 8);
+    let mut weight = whole.clone();
+    let mut refused = |pattern: &str, remove, gradient: Option<Array2<f32>>| {
+        let stats = LayerStats { gradient, ..LayerStats::default() };
+        let target = Target {
+            layer: &layer,
+            pattern: pattern.parse().unwrap(),
+            scope: Scope::PerLayer,
+            remove,
+            stream: Seed::new(0).stream("fc"),
+        };
+        let error = BlockTaylor.prune(weight.view_mut(), &stats, &target).unwrap_err();
+        assert_eq!(weight, whole);
+        error
+    };
+    let good = || Some(sine(8, 8));
+    assert!(matches!(refused("unstructured", 4, good()), Error::Unsupported { .. }));
+    assert!(matches!(refused("block 4x4", 4, good()), Error::OutOfRange { .. }));
+    assert!(matches!(refused("block 3x4", 12, good()), Error::PatternShape { .. }));
+    assert!(matches!(refused("block 4x4", 16, None), Error::NoStatistics { .. }));
+    assert!(matches!(refused("block 4x4", 16, Some(sine(8, 4))), Error::Shape { .. }));
+    let broken = sine(8, 8) / 0.0;
+    assert!(matches!(refused("block 4x4", 16, Some(broken)), Error::NotFinite { .. }));
 }

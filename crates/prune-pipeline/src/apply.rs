@@ -9,7 +9,6 @@ use prune_checkpoint::{
 };
 use prune_core::{TensorInfo, TensorSource};
 
-use crate::calibrate::Calibration;
 use crate::journal::{Fingerprint, JOURNAL, Journal};
 use crate::manifest::{FileRecord, MANIFEST, Manifest, TensorRecord};
 use crate::output::Output;
@@ -18,7 +17,7 @@ use crate::run::{Item, Run, intact, items};
 use crate::schedule::{PIECE, Schedule};
 use crate::sink::{WriteSink, outputs_digest};
 use crate::store::Store;
-use crate::{Error, MemoryBudget, Result};
+use crate::{Calibration, Error, MemoryBudget, Result};
 
 /// How [`apply`] works and writes. None of it but `shard_size` changes a byte of the output.
 #[derive(Debug, Clone)]
@@ -218,12 +217,12 @@ impl TensorSource for Incomplete<'_> {
     }
 }
 
-/// The digest of the token ids, where the plan reads them.
+/// The digest of the token ids or images, where the plan reads them.
 pub(crate) fn calibration_digest(
     calibration: Option<&Calibration<'_>>,
     schedule: &Schedule,
 ) -> Option<String> {
-    calibration.filter(|_| schedule.samples > 0).map(|c| digest(&c.windows.bytes()))
+    calibration.filter(|_| schedule.samples > 0).map(Calibration::digest)
 }
 
 /// Refuses a result that was read from a source that changed meanwhile.

@@ -12,50 +12,18 @@ use crate::targets::Drift;
 use crate::{MemoryBudget, Result, TokenWindows};
 
 /// A model that can be run, and the token windows to run it on.
-///
-/// ```no_run
-/// # use prune_core::BlockModel;
-/// # use prune_pipeline::{Calibration, TokenWindows};
-/// # fn f(model: &dyn BlockModel, windows: &TokenWindows) -> prune_pipeline::Result<()> {
-/// let calibration = Calibration::new(model, windows).memory("2GiB".parse()?);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone)]
-pub struct Calibration<'a> {
+pub(crate) struct TokenCalibration<'a> {
     pub(crate) model: &'a dyn BlockModel,
     pub(crate) windows: &'a TokenWindows,
     pub(crate) memory: MemoryBudget,
     pub(crate) spill: PathBuf,
 }
 
-impl<'a> Calibration<'a> {
-    /// A model and its samples. Without a memory budget nothing is spilled.
-    pub fn new(model: &'a dyn BlockModel, windows: &'a TokenWindows) -> Self {
+impl<'a> TokenCalibration<'a> {
+    pub(crate) fn new(model: &'a dyn BlockModel, windows: &'a TokenWindows) -> Self {
         let spill = std::env::temp_dir();
         Self { model, windows, memory: MemoryBudget::default(), spill }
-    }
-
-    /// Keeps to this budget: hidden states go to a temporary file where they must.
-    pub fn memory(mut self, budget: MemoryBudget) -> Self {
-        self.memory = budget;
-        self
-    }
-
-    /// The directory of that temporary file; the system's by default.
-    pub fn spill_to(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.spill = directory.into();
-        self
-    }
-
-    /// The model.
-    pub fn model(&self) -> &'a dyn BlockModel {
-        self.model
-    }
-
-    /// The samples.
-    pub fn windows(&self) -> &'a TokenWindows {
-        self.windows
     }
 
     pub(crate) fn samples(&self) -> usize {
@@ -126,7 +94,8 @@ pub(crate) fn observe(
             if place == all.len() {
                 let channels = part.columns.channels();
                 let gram = part.input.as_ref().map(|_| GramAccumulator::new(channels));
-                let stats = LayerStats { columns: Some(ColumnStats::new(channels)), gram };
+                let stats =
+                    LayerStats { columns: Some(ColumnStats::new(channels)), gram, gradient: None };
                 let drift = part.dense.as_ref().map(|_| Drift::new(channels));
                 all.push(Observed { layers: part.layers.clone(), stats, drift });
             }

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prune_core::{LayerId, LayerInfo, LayerKind, Needs, TensorInfo, TensorSource, block_of};
 
-use crate::calibrate::{Calibration, forward, observe};
+use crate::calibrate::{TokenCalibration, forward, observe};
 use crate::recipe::{LayerMatcher, Recipe};
 use crate::schedule::measuring;
 use crate::{Error, Result};
@@ -100,7 +100,7 @@ pub(crate) fn claim(
 /// [`Error::Starved`].
 pub(crate) fn check_calibration(
     source: &dyn TensorSource,
-    calibration: &Calibration<'_>,
+    calibration: &TokenCalibration<'_>,
     layers: &BTreeMap<LayerId, String>,
     min_tokens: u64,
 ) -> Result<()> {

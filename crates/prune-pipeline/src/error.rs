@@ -31,10 +31,23 @@ pub enum Error {
         example: String,
     },
     /// A method or allocator that reads calibration data was given none.
-    #[error("{what} needs calibration data; give a text or token windows (--calibration)")]
+    #[error(
+        "{what} needs calibration data; give a text or token windows, or images to lpvit \
+         (--calibration)"
+    )]
     NeedsCalibration {
         /// The method or allocator.
         what: String,
+    },
+    /// Calibration data of another kind than a method or allocator reads.
+    #[error("{what} needs {needed} to calibrate on; found {found} (--calibration)")]
+    OtherData {
+        /// The method or allocator.
+        what: String,
+        /// The kind that it reads.
+        needed: &'static str,
+        /// The kind that it was given.
+        found: &'static str,
     },
     /// A layer that a calibrated method is to prune, but that the model does not show.
     #[error("{layer}: {method} needs calibration, but the model does not run this layer")]
@@ -57,6 +70,14 @@ pub enum Error {
     /// A file of token windows that cannot be used.
     #[error("{path}: {reason}")]
     Windows {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A file of images that cannot be used.
+    #[error("{path}: {reason}")]
+    Images {
         /// The file.
         path: PathBuf,
         /// What was found and what was expected.

@@ -5,9 +5,9 @@ use prune_core::{BlockModel, Head, ModelKind, Objective, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::calibrate::{Calibration, forward};
+use crate::calibrate::{TokenCalibration, forward};
 use crate::hidden::HiddenStates;
-use crate::{Error, Result, TokenWindows};
+use crate::{Calibration, Error, Result, TokenWindows};
 
 /// A model with its weights.
 #[derive(Clone, Copy)]
@@ -104,7 +104,7 @@ impl<'a> CalibrationLoss<'a> {
     /// The loss on the first `windows` windows, or on all when there are fewer.
     ///
     /// # Errors
-    /// [`Error::Plan`] for windows of fewer than two tokens.
+    /// [`Error::Plan`] for windows of fewer than two tokens; [`Error::OtherData`] for images.
     pub fn new(calibration: &Calibration<'a>, windows: usize) -> Result<Self> {
         let mut batches = Self::batches(calibration, windows)?;
         Ok(batches.swap_remove(0))
@@ -114,16 +114,18 @@ impl<'a> CalibrationLoss<'a> {
     /// There is at least one.
     ///
     /// # Errors
-    /// [`Error::Plan`] for windows of fewer than two tokens, or none.
+    /// [`Error::Plan`] for windows of fewer than two tokens, or none; [`Error::OtherData`] for
+    /// images.
     pub fn batches(calibration: &Calibration<'a>, windows: usize) -> Result<Vec<Self>> {
-        let all = calibration.windows();
+        let calibration = calibration.tokens("the calibration loss")?;
+        let all = calibration.windows;
         if all.length() < 2 {
             return Err(Error::plan("windows", "one token is too short; predictions need two"));
         }
         if all.windows().is_empty() {
             return Err(Error::plan("windows", "there is none"));
         }
-        let model = calibration.model();
+        let model = calibration.model;
         let one = |windows| Self { model, windows, entering: None, head: None };
         Ok(all.batches(windows).into_iter().map(one).collect())
     }
@@ -205,7 +207,7 @@ fn embedded(
     windows: &TokenWindows,
     weights: &dyn TensorSource,
 ) -> Result<HiddenStates> {
-    Calibration::new(model, windows).embed(weights, false)
+    TokenCalibration::new(model, windows).embed(weights, false)
 }
 
 fn run_blocks(

@@ -182,5 +182,5 @@ pub(crate) fn scaled_stats(stats: &LayerStats, scales: &[f32]) -> Result<LayerSt
             Some(GramAccumulator::from_parts(gram.count(), matrix)?)
         }
     };
-    Ok(LayerStats { columns, gram })
+    Ok(LayerStats { columns, gram, ..LayerStats::default() })
 }

@@ -9,7 +9,7 @@ use prune_core::{
 use prune_importance::{HiddenChange, LimOver, Tail, ZScoreDistribution};
 use rayon::prelude::*;
 
-use crate::calibrate::Calibration;
+use crate::calibrate::TokenCalibration;
 use crate::measure::each_block;
 use crate::output_error::output_error;
 use crate::plan_quantized::{GGML, Work, quantizer};
@@ -168,7 +168,7 @@ fn ranked_bits(order: &[usize], sizes: &[usize], levels: &[u8], target: f64) -> 
 fn lim(work: &Work<'_>, blocks: &Blocks, over: LimOver) -> Result<Vec<f64>> {
     let calibration =
         work.calibration.ok_or_else(|| Error::NeedsCalibration { what: "LIM".into() })?;
-    let of_block = hidden_changes(work.source, calibration)?;
+    let of_block = hidden_changes(work.source, calibration.tokens("LIM")?)?;
     let score = |block: &Block| match of_block.get(block.index) {
         Some(change) => Ok(change.lim(over)?),
         None => Err(Error::plan("plan", format!("the model has no block {}", block.index))),
@@ -178,7 +178,7 @@ fn lim(work: &Work<'_>, blocks: &Blocks, over: LimOver) -> Result<Vec<f64>> {
 
 fn hidden_changes(
     source: &dyn TensorSource,
-    calibration: &Calibration<'_>,
+    calibration: &TokenCalibration<'_>,
 ) -> Result<Vec<HiddenChange>> {
     let model = calibration.model;
     let (spills, at_once) = measuring(calibration, 0)?;
@@ -249,6 +249,7 @@ fn measured_bits(
         Some(calibration) => {
             let method = work.rule.method.as_deref().unwrap_or_default();
             let needs = if method == GGML { Needs::Columns } else { quantizer(method)?.needs() };
+            let calibration = calibration.tokens("measured error curves")?;
             each_block(work.source, calibration, needs, &mut |_, stats| {
                 for layer in layers.iter().filter(|l| stats.contains_key(&l.id)) {
                     let curve = error_curve(work, layer, &stats[&layer.id], levels)?;

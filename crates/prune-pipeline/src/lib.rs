@@ -17,8 +17,8 @@
 //! |---|---|
 //! | what is wanted | [`Recipe`], [`Rule`], [`Targets`] |
 //! | what will be done | [`Plan`], [`PlannedTensor`], [`linear_layers`] |
-//! | token ids | [`TokenWindows`] |
-//! | a model to run | [`Calibration`], over [`prune_core::BlockModel`] |
+//! | token ids, images | [`TokenWindows`], [`Images`] |
+//! | a model to run on them | [`Calibration`], over [`prune_core::BlockModel`] or [`prune_core::ImageModel`] |
 //! | doing it | [`apply`], [`ApplyOptions`] |
 //! | what was done | [`Manifest`], in `prune-manifest.json`; factors of layers in [`FACTORS`] |
 //! | within what memory | [`MemoryBudget`], [`Schedule`] |
@@ -28,19 +28,23 @@
 //! | how good it still is | [`evaluate`], [`Evaluation`], [`CalibrationLoss`] |
 //!
 //! The crate knows no tensor framework: a model is anything that implements
-//! [`prune_core::BlockModel`].
+//! [`prune_core::BlockModel`] or [`prune_core::ImageModel`].
 
 mod apply;
 mod calibrate;
+mod calibration;
 mod compress;
 mod coverage;
 mod diff;
 mod error;
 mod evaluate;
 mod fold;
+mod gradients;
 mod hidden;
+mod images;
 mod journal;
 mod layer_bits;
+mod lpvit;
 mod manifest;
 mod measure;
 mod memory;
@@ -63,11 +67,12 @@ mod verify_factors;
 mod windows;
 
 pub use apply::{ApplyOptions, Progress, apply};
-pub use calibrate::Calibration;
+pub use calibration::Calibration;
 pub use coverage::linear_layers;
 pub use diff::{Side, TensorDifference, diff};
 pub use error::{Error, Result};
 pub use evaluate::{CalibrationLoss, Evaluation, Weighted, evaluate};
+pub use images::Images;
 pub use manifest::{
     FACTORS, FactorRecord, FactoredRecord, FileRecord, MANIFEST, Manifest, PrunedRecord,
     QuantizedRecord, TensorRecord,

@@ -10,11 +10,11 @@ use prune_importance::{OutlierDistribution, Together, ZerothOrder};
 use prune_spectral::{Farms, Spectrum, TailFit};
 use rayon::prelude::*;
 
-use crate::calibrate::{Calibration, forward, observe};
+use crate::calibrate::{TokenCalibration, forward, observe};
 use crate::output_error::output_error;
 use crate::quantize::rows_in;
 use crate::schedule::{measuring, statistics_bytes};
-use crate::{CalibrationLoss, Error, Result, Targets};
+use crate::{Calibration, CalibrationLoss, Error, Result, Targets};
 
 /// What an allocator wants measured, and what there is to measure it with.
 pub(crate) struct Measurement<'a> {
@@ -50,7 +50,7 @@ impl Measurement<'_> {
         match kind {
             ScoreKind::Unused => Ok(Measured::Nothing),
             ScoreKind::OutlierDistribution => {
-                let of_block = outlier_scores(source, self.calibration()?)?;
+                let of_block = outlier_scores(source, self.tokens(self.calibration()?)?)?;
                 let score = |layer: &LayerInfo| {
                     let score = layer.block.and_then(|b| of_block.get(b)).copied();
                     score.ok_or_else(|| self.not_observed(layer))
@@ -88,6 +88,10 @@ impl Measurement<'_> {
         self.calibration.ok_or_else(what)
     }
 
+    fn tokens<'c>(&self, calibration: &'c Calibration<'c>) -> Result<&'c TokenCalibration<'c>> {
+        calibration.tokens(&format!("the allocator `{}`", self.allocator))
+    }
+
     fn spectral(&self, error: prune_spectral::Error) -> Error {
         Error::Core(prune_core::Error::external(self.allocator, error))
     }
@@ -108,6 +112,7 @@ impl Measurement<'_> {
         let calibration = self.calibration()?;
         let mut losses = CalibrationLoss::batches(calibration, LOSS_WINDOWS)?;
         losses.truncate(LOSS_BATCHES);
+        let blocks = self.tokens(calibration)?.model.blocks();
         let batches = losses.len() as f64;
         let one_draw =
             ZerothOrder::default().with_seed(self.seed).with_together(together).with_draws(1)?;
@@ -117,7 +122,7 @@ impl Measurement<'_> {
         let mut scores: Vec<Option<f64>> = vec![None; layers.len()];
         for (batch, mut loss) in losses.into_iter().enumerate() {
             let score = one_draw.with_first_draw(batch);
-            for block in 0..calibration.model().blocks() {
+            for block in 0..blocks {
                 let here = of_block(block);
                 if here.is_empty() {
                     continue;
@@ -153,6 +158,7 @@ impl Measurement<'_> {
                 curves.extend(measured);
             }
             Some(calibration) => {
+                let calibration = self.tokens(calibration)?;
                 each_block(source, calibration, self.pruner.needs(), &mut |_, stats| {
                     let here = layers.iter().filter(|l| stats.contains_key(&l.id));
                     for layer in here {
@@ -224,7 +230,7 @@ fn exponents(
 /// OWL's outlier percentage of every block, on the dense model.
 pub(crate) fn outlier_scores(
     source: &dyn TensorSource,
-    calibration: &Calibration<'_>,
+    calibration: &TokenCalibration<'_>,
 ) -> Result<Vec<f64>> {
     const MULTIPLIER: f64 = 5.0;
     let mut scores = Vec::new();
@@ -253,7 +259,7 @@ type Visit<'a> = dyn FnMut(&[LayerId], &BTreeMap<LayerId, LayerStats>) -> Result
 /// Shows the layers of each block of the dense model in turn, with the statistics of their inputs.
 pub(crate) fn each_block(
     source: &dyn TensorSource,
-    calibration: &Calibration<'_>,
+    calibration: &TokenCalibration<'_>,
     needs: Needs,
     visit: &mut Visit<'_>,
 ) -> Result<()> {

@@ -2,9 +2,18 @@ use std::collections::BTreeMap;
 
 use prune_core::{Factoriser, Needs, Pattern, Pruner, Scope};
 
+use prune_importance::BlockTaylor;
+
 use crate::plan::Action;
 use crate::plan_quantized::{GGML, KEEP};
 use crate::{Error, Result};
+
+fn pruner(name: &str) -> Option<Box<dyn Pruner>> {
+    match name {
+        BlockTaylor::NAME => Some(Box::new(BlockTaylor)),
+        _ => prune_unstructured::pruner(name),
+    }
+}
 
 /// What does the work of a rule or of a planned tensor.
 pub(crate) enum Method {
@@ -20,9 +29,12 @@ impl Method {
         if let Some(factoriser) = prune_unstructured::factoriser(name, options)? {
             return Ok(Self::Factoriser(factoriser));
         }
-        let Some(pruner) = prune_unstructured::pruner(name) else {
+        let Some(pruner) = pruner(name) else {
             let pruners = prune_unstructured::PRUNERS.iter();
-            let pruners = pruners.chain(prune_unstructured::FACTORISERS).map(|(name, _)| *name);
+            let pruners = pruners
+                .chain(prune_unstructured::FACTORISERS)
+                .map(|(name, _)| *name)
+                .chain([BlockTaylor::NAME]);
             let quantizers = prune_quant::QUANTIZERS.iter().map(|(name, _)| *name);
             let known = pruners.chain(quantizers).chain([GGML, KEEP]);
             let known = known.collect::<Vec<_>>().join(", ");

@@ -101,7 +101,7 @@ mod tests {
         let inputs = array![[1.0f32, 1.0], [2.0, 0.5], [0.0, -1.0]];
         let mut gram = GramAccumulator::new(2);
         gram.update("x", inputs.view()).unwrap();
-        let stats = LayerStats { columns: None, gram: Some(gram) };
+        let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
         // The first weight of each row goes; the second of row 0 makes up for it.
         let weight = array![[0.0f32, 2.5], [0.0, -1.0]];
         let rows = |first: usize, count: usize| {

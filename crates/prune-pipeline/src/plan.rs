@@ -1,19 +1,20 @@
 use std::collections::BTreeMap;
 
 use prune_core::{
-    Budget, DType, FactorKind, LayerInfo, Needs, Pattern, QuantScheme, Scope, Seed, TensorInfo,
-    TensorSource, round_to_pattern,
+    Budget, DType, FactorKind, LayerInfo, LayerKind, Needs, Pattern, QuantScheme, Scope, Seed,
+    TensorInfo, TensorSource, round_to_pattern,
 };
+use prune_importance::BlockTaylor;
 use serde::{Deserialize, Serialize};
 
-use crate::calibrate::Calibration;
 use crate::coverage::{check_calibration, claim};
+use crate::lpvit;
 use crate::measure::Measurement;
 use crate::method::Method;
 use crate::plan_quantized::{GGML, KEEP, Work, is_quantizing, plan_quantized, quantizer};
 use crate::recipe::{Recipe, Rule, scalars};
 use crate::store::Store;
-use crate::{Error, Result, Targets};
+use crate::{Calibration, Error, Result, Targets};
 
 /// What will be done to every tensor of a checkpoint. Readable, stable, and executed exactly.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ pub struct Plan {
     pub format: String,
     /// The recipe that it came from.
     pub recipe: Recipe,
-    /// Calibration samples and tokens a sample; absent for data-free work.
+    /// How much calibration data there was; absent for data-free work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationShape>,
     /// Totals.
@@ -34,12 +35,22 @@ pub struct Plan {
 
 /// How much calibration data a plan uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CalibrationShape {
-    /// Windows.
-    pub samples: usize,
-    /// Tokens of a window.
-    pub seqlen: usize,
+#[serde(untagged, deny_unknown_fields)]
+pub enum CalibrationShape {
+    /// Token windows.
+    Tokens {
+        /// Windows.
+        samples: usize,
+        /// Tokens of a window.
+        seqlen: usize,
+    },
+    /// Images.
+    Images {
+        /// Their number.
+        images: usize,
+        /// Channels, height and width.
+        size: [usize; 3],
+    },
 }
 
 /// Sums over a plan.
@@ -54,6 +65,12 @@ pub struct Totals {
     pub removed: usize,
     /// `removed / planned_weights`.
     pub sparsity: f64,
+    /// Multiplications for one image of the layers that `lpvit` prunes, whose budget is in them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub multiplications: usize,
+    /// Those that go.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub removed_multiplications: usize,
     /// Bytes of the tensors that will be written, factors included.
     pub bytes: usize,
     /// Weights of the tensors that will be quantised.
@@ -263,6 +280,9 @@ impl Plan {
                 Action::Prune { remove, .. } | Action::Factorise { remove, .. } => {
                     totals.planned_weights += info.numel();
                     totals.removed += remove;
+                    let positions = positions(&tensor, calibration)?;
+                    totals.multiplications += positions * info.numel();
+                    totals.removed_multiplications += positions * remove;
                 }
                 Action::Quantize { scheme, .. } => {
                     let scheme: QuantScheme = scheme.parse()?;
@@ -285,8 +305,7 @@ impl Plan {
         Ok(Self {
             format: "prune-plan/1".into(),
             recipe: recipe.clone(),
-            calibration: calibration
-                .map(|c| CalibrationShape { samples: c.samples(), seqlen: c.windows.length() }),
+            calibration: calibration.map(Calibration::shape),
             totals,
             tensors,
         })
@@ -311,6 +330,18 @@ impl Plan {
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string_pretty(self).map_err(|e| Error::plan("plan", e))
     }
+}
+
+/// How often the weights of a tensor are used for one image, where the budget counts that; else 0.
+fn positions(tensor: &PlannedTensor, calibration: Option<&Calibration<'_>>) -> Result<usize> {
+    let Some(calibration) =
+        calibration.filter(|_| matches!(tensor.action.needs(), Ok(Needs::Gradient)))
+    else {
+        return Ok(0);
+    };
+    let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+    let layer = LayerInfo::from_name(name, LayerKind::Linear, tensor.shape.clone());
+    Ok(calibration.images(BlockTaylor::NAME)?.model.positions(&layer))
 }
 
 /// The factors that a tensor is replaced by, as they are stored: in its own dtype, but for indices.
@@ -342,23 +373,27 @@ fn check_coverage(
             _ if is_quantizing(method) => quantizer(method)?.needs(),
             _ => Method::new(method, &rule.options)?.needs(),
         };
-        if needs != Needs::Nothing {
-            if calibration.is_none() {
-                return Err(Error::NeedsCalibration { what: method.into() });
+        match (needs, calibration) {
+            (Needs::Nothing, _) => {}
+            (_, None) => return Err(Error::NeedsCalibration { what: method.into() }),
+            (Needs::Gradient, Some(calibration)) => {
+                calibration.images(method)?.check(layers, method)?;
             }
-            calibrated.extend(layers.iter().map(|l| (l.id.clone(), method.to_string())));
+            (Needs::Columns | Needs::Gram, Some(calibration)) => {
+                calibration.tokens(method)?;
+                calibrated.extend(layers.iter().map(|l| (l.id.clone(), method.to_string())));
+            }
         }
     }
     match calibration {
-        Some(calibration)
-            if recipe.targets == Targets::Dense && calibration.model().is_routed() =>
-        {
+        Some(calibration) if recipe.targets == Targets::Dense && calibration.is_routed() => {
             let reason = "`dense` compares inputs token by token, but this model routes tokens to \
                           other experts once it is compressed";
             Err(Error::recipe("targets", reason))
         }
         Some(calibration) if !calibrated.is_empty() => {
-            check_calibration(source, calibration, &calibrated, recipe.min_tokens)
+            let tokens = calibration.tokens("this recipe")?;
+            check_calibration(source, tokens, &calibrated, recipe.min_tokens)
         }
         _ => Ok(()),
     }
@@ -425,16 +460,26 @@ fn plan_rule(
                 let Method::Pruner(pruner) = &made else {
                     return Err(Error::recipe(field("pattern"), "leaves nothing to allocate"));
                 };
-                let name = rule.allocate.as_deref().unwrap_or("uniform");
-                let measurement = Measurement {
-                    allocator: name,
-                    pruner: &**pruner,
-                    pattern,
-                    scope,
-                    seed,
-                    calibration,
-                };
-                allocate(source, name, &field("allocate"), &layers, &budget, &measurement)?
+                if made.needs() == Needs::Gradient {
+                    let field = field("allocate");
+                    let name = rule.allocate.as_deref().unwrap_or(BlockTaylor::NAME);
+                    let named = named(name, &field)?;
+                    let images = calibration
+                        .ok_or_else(|| Error::NeedsCalibration { what: method.into() })?
+                        .images(method)?;
+                    lpvit::allocate(source, &field, named, &layers, pattern, &budget, images)?
+                } else {
+                    let name = rule.allocate.as_deref().unwrap_or("uniform");
+                    let measurement = Measurement {
+                        allocator: name,
+                        pruner: &**pruner,
+                        pattern,
+                        scope,
+                        seed,
+                        calibration,
+                    };
+                    allocate(source, name, &field("allocate"), &layers, &budget, &measurement)?
+                }
             }
         }
     };
@@ -467,6 +512,18 @@ fn plan_rule(
         .collect()
 }
 
+/// The name of an allocator and its parameter.
+fn named<'n>(text: &'n str, field: &str) -> Result<(&'n str, Option<f64>)> {
+    let Some((name, value)) = text.split_once('=') else { return Ok((text, None)) };
+    match value.trim().parse::<f64>() {
+        Ok(value) => Ok((name.trim(), Some(value))),
+        Err(_) => {
+            let reason = format!("`{value}` is no number; expected such as `owl=0.08`");
+            Err(Error::recipe(field, reason))
+        }
+    }
+}
+
 /// Weights to remove from each layer.
 fn allocate(
     source: &dyn TensorSource,
@@ -476,16 +533,11 @@ fn allocate(
     budget: &Budget,
     measurement: &Measurement<'_>,
 ) -> Result<Vec<usize>> {
-    let (name, parameter) = match name.split_once('=') {
-        None => (name, None),
-        Some((name, value)) => match value.trim().parse::<f64>() {
-            Ok(value) => (name.trim(), Some(value)),
-            Err(_) => {
-                let reason = format!("`{value}` is no number; expected such as `owl=0.08`");
-                return Err(Error::recipe(field, reason));
-            }
-        },
-    };
+    let (name, parameter) = named(name, field)?;
+    if lpvit::divides_blocks(name) {
+        let reason = format!("`{name}` divides the blocks that the method `lpvit` removes");
+        return Err(Error::recipe(field, reason));
+    }
     let entry = prune_allocate::allocator(name).ok_or_else(|| {
         let known: Vec<&str> = prune_allocate::allocators().iter().map(|e| e.name).collect();
         Error::recipe(field, format!("`{name}` is unknown; known are {}", known.join(", ")))

@@ -1,12 +1,11 @@
 use prune_checkpoint::GgufType;
 use prune_core::{LayerInfo, QuantScheme, Quantizer, Seed, TensorSource, ZeroPoint};
 
-use crate::calibrate::Calibration;
 use crate::fold::{folded_norms, scales_channels};
 use crate::plan::Action;
 use crate::recipe::Rule;
 use crate::store::Store;
-use crate::{Error, Result};
+use crate::{Calibration, Error, Result};
 
 /// The method that quantises to the types of GGUF as llama.cpp does.
 pub(crate) const GGML: &str = "ggml";

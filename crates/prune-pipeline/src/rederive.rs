@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use prune_checkpoint::{ModelSource, StoredTensors};
 
 use crate::apply::{calibration_digest, unchanged};
-use crate::calibrate::Calibration;
 use crate::manifest::Manifest;
 use crate::run::{Run, items};
 use crate::schedule::Schedule;
@@ -13,7 +12,7 @@ use crate::sink::CompareSink;
 use crate::store::Store;
 use crate::verify::{Failure, Verification};
 use crate::verify_factors::open_factors;
-use crate::{Error, MemoryBudget, Progress, Result};
+use crate::{Calibration, Error, MemoryBudget, Progress, Result};
 
 /// Runs the recipe of a compressed checkpoint again, a tensor or a block at a time, and compares
 /// every tensor with what stands in `directory`. Writes nothing but, within a memory budget,
@@ -45,7 +44,7 @@ pub fn rederive(
             Some(found) => Error::plan(
                 "calibration data",
                 format!(
-                    "its token ids have the digest {found}; the run had {}",
+                    "their digest is {found}; the run had {}",
                     manifest.calibration_digest.unwrap_or_default()
                 ),
             ),

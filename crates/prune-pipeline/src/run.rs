@@ -9,7 +9,7 @@ use prune_core::{
 };
 use rayon::prelude::*;
 
-use crate::calibrate::{Calibration, Dense, Observed, forward, observe};
+use crate::calibrate::{Dense, Observed, TokenCalibration, forward, observe};
 use crate::compress::Job;
 use crate::fold::{Folding, Planned, scales_channels};
 use crate::hidden::HiddenStates;
@@ -19,7 +19,7 @@ use crate::schedule::{Schedule, models, passes, statistics_bytes, tensor_bytes, 
 use crate::sink::{Done, Sink, lock};
 use crate::store::Store;
 use crate::targets::Drift;
-use crate::{Error, MemoryBudget, Progress, Result, Targets};
+use crate::{Calibration, Error, MemoryBudget, Progress, Result, Targets};
 
 /// A planned tensor and what will be written for it.
 pub(crate) struct Item<'a> {
@@ -30,6 +30,14 @@ pub(crate) struct Item<'a> {
     pub(crate) factors: Vec<TensorInfo>,
     needs: Needs,
     bytes: u64,
+}
+
+impl Item<'_> {
+    /// The block that is run to observe the tensor's inputs; `None` where none is.
+    fn observed_in(&self) -> Option<usize> {
+        let observed = matches!(self.needs, Needs::Columns | Needs::Gram);
+        block_of(&self.tensor.name).map(|(block, _)| block).filter(|_| observed)
+    }
 }
 
 /// The execution of a plan: the same work whether its result is written or compared.
@@ -102,29 +110,37 @@ impl Run<'_, '_> {
         let mut blocks: BTreeMap<usize, Vec<&Item<'_>>> = BTreeMap::new();
         let mut rest = Vec::new();
         for item in items {
-            match (item.needs, block_of(&item.tensor.name)) {
-                (Needs::Nothing, _) | (_, None) => rest.push(item),
-                (_, Some((block, _))) => blocks.entry(block).or_default().push(item),
+            match item.observed_in() {
+                None => rest.push(item),
+                Some(block) => blocks.entry(block).or_default().push(item),
             }
         }
-        // Data-free tensors of a block that is run must be replaced before it is run; they come
+        // Tensors that no block is run for must be replaced before their block is run; they come
         // first, and each is safe as soon as it is done.
         let left: Vec<&Item<'_>> = rest.iter().copied().filter(|i| !self.is_done(i)).collect();
         let sizes: Vec<u64> = left.iter().map(|i| i.bytes).collect();
+        let none = LayerStats::default();
+        let gradients = match left.iter().any(|i| i.needs == Needs::Gradient) {
+            true => Some(self.calibration()?.images("this plan")?.stats(&|| self.pause())?),
+            false => None,
+        };
         let count = 4 * rayon::current_num_threads();
         for wave in waves(&sizes, self.schedule.tensors, count) {
             self.pause()?;
             left[wave].par_iter().try_for_each(|item| {
-                let (none, apart) = (LayerStats::default(), Folding::default());
-                let record = self.compress(item, &none, None, &apart)?;
+                let stats = match gradients.filter(|_| item.needs == Needs::Gradient) {
+                    Some(all) => all.get(&LayerId::from_tensor(&item.tensor.name)),
+                    None => None,
+                };
+                let record =
+                    self.compress(item, stats.unwrap_or(&none), None, &Folding::default())?;
                 self.commit(vec![Done { record, item }])
             })?;
         }
         if blocks.is_empty() {
             return Ok(());
         }
-        let calibration =
-            self.calibration.ok_or_else(|| Error::NeedsCalibration { what: "this plan".into() })?;
+        let calibration = self.calibration()?.tokens("this plan")?;
         let mut view = View {
             source: self.source,
             sink: self.sink,
@@ -136,9 +152,13 @@ impl Run<'_, '_> {
         self.blocks(calibration, &blocks, view)
     }
 
+    fn calibration(&self) -> Result<&Calibration<'_>> {
+        self.calibration.ok_or_else(|| Error::NeedsCalibration { what: "this plan".into() })
+    }
+
     fn blocks<'v, 'i: 'v>(
         &self,
-        calibration: &Calibration<'_>,
+        calibration: &TokenCalibration<'_>,
         blocks: &BTreeMap<usize, Vec<&'i Item<'i>>>,
         mut view: View<'v>,
     ) -> Result<()> {
@@ -176,7 +196,7 @@ impl Run<'_, '_> {
     /// Observes one block, with its weights as they were, and does its tensors.
     fn block<'i>(
         &self,
-        calibration: &Calibration<'_>,
+        calibration: &TokenCalibration<'_>,
         index: usize,
         items: &[&'i Item<'i>],
         view: &View<'_>,
@@ -321,7 +341,7 @@ impl Run<'_, '_> {
     }
 }
 
-fn hidden_bytes(calibration: &Calibration<'_>, schedule: &Schedule) -> u64 {
+fn hidden_bytes(calibration: &TokenCalibration<'_>, schedule: &Schedule) -> u64 {
     if schedule.spills { 0 } else { calibration.samples() as u64 * calibration.state_bytes() }
 }
 
@@ -448,17 +468,14 @@ pub(crate) fn intact(
         .collect::<Result<_>>()?;
     let good: HashSet<&str> =
         checked.iter().filter(|(_, good)| *good).map(|(r, _)| r.name.as_str()).collect();
-    let calibrated_block = |i: &Item<'_>| {
-        block_of(&i.tensor.name).map(|(block, _)| block).filter(|_| i.needs != Needs::Nothing)
-    };
     let broken: HashSet<usize> = items
         .iter()
         .filter(|i| !good.contains(i.tensor.name.as_str()))
-        .filter_map(calibrated_block)
+        .filter_map(|i| i.observed_in())
         .collect();
     let whole: HashSet<&str> = items
         .iter()
-        .filter(|i| calibrated_block(i).is_none_or(|block| !broken.contains(&block)))
+        .filter(|i| i.observed_in().is_none_or(|block| !broken.contains(&block)))
         .map(|i| i.tensor.name.as_str())
         .collect();
     let keep = |r: &TensorRecord| good.contains(r.name.as_str()) && whole.contains(r.name.as_str());

@@ -3,19 +3,20 @@ use std::collections::BTreeMap;
 use prune_core::{LayerId, Needs, QuantScheme, TensorInfo, TensorSource, block_of};
 use serde::Serialize;
 
-use crate::calibrate::Calibration;
+use crate::calibrate::TokenCalibration;
+use crate::gradients::ImageCalibration;
 use crate::memory::Mebibytes;
 use crate::method::Method;
 use crate::plan::{Action, Plan, PlannedTensor};
 use crate::plan_quantized::{KEEP, quantizer};
 use crate::targets::Drift;
-use crate::{Error, MemoryBudget, Result, Targets};
+use crate::{Calibration, Error, MemoryBudget, Result, Targets};
 
 /// Bytes of a tensor that are read, changed or written at a time.
 pub(crate) const PIECE: usize = 4 << 20;
 
 /// What the process itself takes: code, headers, tokenizer, token ids, buffers of the system.
-const RESERVE: u64 = 96 << 20;
+pub(crate) const RESERVE: u64 = 96 << 20;
 
 /// How a run keeps to its memory budget, and what it is estimated to take. Decided before anything
 /// is read; nothing in it changes a byte of the output.
@@ -37,7 +38,8 @@ pub struct Schedule {
     pub least: u64,
     /// The tensor or block that needs it.
     pub least_for: String,
-    /// Calibration samples that run through a block side by side; 0 for data-free work.
+    /// Calibration samples that run through a block side by side, or images through the network; 0
+    /// for data-free work.
     pub samples: usize,
     /// Whether hidden states go to a temporary file.
     pub spills: bool,
@@ -105,7 +107,8 @@ pub(crate) fn statistics_bytes(needs: Needs, columns: usize, targets: Targets) -
         Targets::Dense => Drift::bytes(columns),
     };
     match needs {
-        Needs::Nothing => 0,
+        // Gradients are of the whole network, and counted with it.
+        Needs::Nothing | Needs::Gradient => 0,
         Needs::Columns => per_column,
         Needs::Gram => per_column + 8 * (columns * columns) as u64 + drift,
     }
@@ -136,7 +139,7 @@ impl Schedule {
         let threads = rayon::current_num_threads();
         let targets = plan.recipe.targets;
         let mut blocks: BTreeMap<usize, Vec<Load>> = BTreeMap::new();
-        let mut free = Vec::new();
+        let (mut free, mut gradients) = (Vec::new(), false);
         // Scales of layers that share an input, and of what makes it, need all statistics at once.
         let folds = plan.tensors.iter().any(|t| matches!(t.action, Action::Fold { .. }));
         for tensor in &plan.tensors {
@@ -145,9 +148,10 @@ impl Schedule {
             let needs = tensor.action.needs()?;
             match block_of(&tensor.name) {
                 Some((_, _)) if matches!(tensor.action, Action::Fold { .. }) => {}
-                Some((block, _)) if needs != Needs::Nothing => {
+                Some((block, _)) if matches!(needs, Needs::Columns | Needs::Gram) => {
                     let (_, cols) = info.matrix_shape()?;
-                    let tokens = calibration.map_or(0, |c| c.windows.length());
+                    let tokens = calibration.map(|c| c.tokens("this plan")).transpose()?;
+                    let tokens = tokens.map_or(0, |c| c.windows.length());
                     let gram = needs == Needs::Gram;
                     blocks.entry(block).or_default().push(Load {
                         name: tensor.name.clone(),
@@ -156,12 +160,19 @@ impl Schedule {
                         input: if gram { models(targets) * 4 * (tokens * cols) as u64 } else { 0 },
                     });
                 }
-                _ => free.push((tensor.name.clone(), bytes)),
+                _ => {
+                    gradients |= needs == Needs::Gradient;
+                    free.push((tensor.name.clone(), bytes));
+                }
             }
         }
         let mut schedule = Self::data_free(&free, threads, budget);
         if let Some(calibration) = calibration.filter(|_| !blocks.is_empty()) {
-            schedule.add_calibrated(&blocks, calibration, models(targets), threads, budget, folds);
+            let tokens = calibration.tokens("this plan")?;
+            schedule.add_calibrated(&blocks, tokens, models(targets), threads, budget, folds);
+        }
+        if let Some(calibration) = calibration.filter(|_| gradients) {
+            schedule.add_gradients(calibration.images("this plan")?, &free, budget);
         }
         match budget.limit() {
             Some(limit) if schedule.least > limit => Err(Error::Memory {
@@ -192,10 +203,31 @@ impl Schedule {
         }
     }
 
+    /// The gradients of the whole network come first, and are held while tensors are pruned.
+    fn add_gradients(
+        &mut self,
+        images: &ImageCalibration<'_>,
+        free: &[(String, u64)],
+        budget: MemoryBudget,
+    ) {
+        let (held, pass) = (RESERVE + images.held_bytes(), RESERVE + images.pass_bytes());
+        let largest = free.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        if pass.max(held + largest) > self.least {
+            self.least = pass.max(held + largest);
+            if pass >= held + largest {
+                self.least_for = images.pass_name();
+            }
+        }
+        let rest = budget.limit().map_or(u64::MAX, |limit| limit.saturating_sub(held));
+        self.tensors = self.tensors.min(rest).max(largest);
+        self.samples = self.samples.max(images.at_once());
+        self.estimate = self.estimate.max(pass).max(held + self.tensors);
+    }
+
     fn add_calibrated(
         &mut self,
         blocks: &BTreeMap<usize, Vec<Load>>,
-        calibration: &Calibration<'_>,
+        calibration: &TokenCalibration<'_>,
         models: u64,
         threads: usize,
         budget: MemoryBudget,
@@ -313,7 +345,7 @@ pub(crate) fn passes(
 
 /// Whether the samples run in memory or through a file, and how many side by side, for passes that
 /// only measure: `(spills, samples)`.
-pub(crate) fn measuring(calibration: &Calibration<'_>, extra: u64) -> Result<(bool, usize)> {
+pub(crate) fn measuring(calibration: &TokenCalibration<'_>, extra: u64) -> Result<(bool, usize)> {
     let threads = rayon::current_num_threads();
     let Some(limit) = calibration.memory.limit() else { return Ok((false, threads)) };
     let model = calibration.model;

@@ -11,7 +11,7 @@
 //! let inputs = Array2::from_shape_fn((32, 16), |(t, j)| ((5 * t + j * j) as f32).cos());
 //! let mut gram = GramAccumulator::new(16);
 //! gram.update("x", inputs.view())?;
-//! let stats = LayerStats { columns: None, gram: Some(gram) };
+//! let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
 //! let layer = LayerId::new("model.layers.0.mlp.up_proj");
 //! let target = QuantTarget { layer: &layer, scheme: "int3 g8 asym".parse()?, keep: None };
 //! let change = |name| {

@@ -23,7 +23,7 @@ use crate::{Family, Rtn};
 ///
 /// let mut columns = ColumnStats::new(2);
 /// columns.update("x", array![[64.0, 1.0]].view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: None };
+/// let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 /// let layer = LayerId::new("up_proj");
 /// let target = QuantTarget { layer: &layer, scheme: "int8".parse()?, keep: None };
 /// let done = SmoothQuant::default().quantize(array![[1.0, 1.0]].view(), &stats, &target)?;

@@ -31,7 +31,7 @@ fn stats_of(x: &Array2<f32>) -> LayerStats {
     let (mut columns, mut gram) = (ColumnStats::new(x.ncols()), GramAccumulator::new(x.ncols()));
     columns.update("x", x.view()).unwrap();
     gram.update("x", x.view()).unwrap();
-    LayerStats { columns: Some(columns), gram: Some(gram) }
+    LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() }
 }
 
 fn quantize(

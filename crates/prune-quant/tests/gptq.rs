@@ -24,7 +24,7 @@ fn inputs() -> Array2<f64> {
 
 fn stats_of(x: &Array2<f64>) -> LayerStats {
     let gram = GramAccumulator::from_parts(x.nrows() as u64, symmetric(x.t().dot(x))).unwrap();
-    LayerStats { columns: None, gram: Some(gram) }
+    LayerStats { gram: Some(gram), ..LayerStats::default() }
 }
 
 fn symmetric(a: Array2<f64>) -> Array2<f64> {
@@ -262,8 +262,11 @@ fn what_it_cannot_do_is_refused() {
     let gptq = Gptq::default();
     let none = quantize(&gptq, &w, &LayerStats::default(), "int4");
     assert!(matches!(none, Err(Error::NoStatistics { .. })));
-    let columns =
-        LayerStats { columns: Some(ColumnStats::new(8)), gram: Some(GramAccumulator::new(8)) };
+    let columns = LayerStats {
+        columns: Some(ColumnStats::new(8)),
+        gram: Some(GramAccumulator::new(8)),
+        ..LayerStats::default()
+    };
     assert!(matches!(quantize(&gptq, &w, &columns, "int4"), Err(Error::NoStatistics { .. })));
     assert!(matches!(quantize(&gptq, &sine(4, 9), &stats, "int4"), Err(Error::Shape { .. })));
     for scheme in ["nf4 flat64", "nf4 g4 double", "int1"] {

@@ -42,7 +42,7 @@ pub enum SignCheck {
 ///
 /// let mut columns = ColumnStats::new(4);
 /// columns.update("x", array![[1.0, 1.0, 2.0, 1.0], [1.0, 1.0, -1.0, 3.0]].view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: None };
+/// let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 /// let mut weight = array![[0.9, 1.0, -1.0, -2.0]];
 /// let layer = LayerId::new("fc");
 /// let (pattern, scope) = (Pattern::Unstructured, Scope::PerRow);

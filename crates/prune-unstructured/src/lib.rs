@@ -10,7 +10,7 @@
 //! let mut weight = array![[1.0, -2.0, 3.0, 0.5], [4.0, 1.0, -1.0, 2.0]];
 //! let mut columns = ColumnStats::new(4);
 //! columns.update("x", array![[9.0, 1.0, 1.0, 9.0]].view())?;
-//! let stats = LayerStats { columns: Some(columns), gram: None };
+//! let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 //! let layer = LayerId::new("model.layers.0.mlp.up_proj");
 //! let (pattern, scope) = (Pattern::Unstructured, Scope::PerRow);
 //! let stream = Seed::new(0).stream(layer.as_str());

@@ -24,7 +24,7 @@ use crate::gram_layer::check_weight;
 ///
 /// let mut columns = ColumnStats::new(2);
 /// columns.update("x", array![[1.0, 1.0]].view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: None };
+/// let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 /// let mut weight = array![[10.0, 1.0], [2.0, 0.1]];
 /// let layer = LayerId::new("fc");
 /// let (pattern, scope) = (Pattern::Unstructured, Scope::PerLayer);

@@ -22,7 +22,7 @@ use crate::channel_norms::channel_norms;
 ///
 /// let mut columns = ColumnStats::new(2);
 /// columns.update("x", array![[10.0, 1.0], [-10.0, 1.0]].view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: None };
+/// let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 /// let mut weight = array![[1.0, 5.0], [0.1, 5.0]];
 /// let layer = LayerId::new("fc");
 /// let (pattern, scope) = (Pattern::Unstructured, Scope::PerRow);

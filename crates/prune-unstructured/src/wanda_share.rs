@@ -23,7 +23,7 @@ use crate::channel_norms::channel_norms;
 ///
 /// let mut columns = ColumnStats::new(4);
 /// columns.update("x", array![[1.0, 1.0, 1.0, 1.0]].view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: None };
+/// let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 /// // Three weights of the first row are 3 % of it, one of the second is 25 %.
 /// let mut weight = array![[1.0, 97.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]];
 /// let layer = LayerId::new("fc");

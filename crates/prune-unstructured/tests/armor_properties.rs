@@ -406,7 +406,7 @@ fn the_factoriser_needs_statistics_and_an_n_m_pattern() {
     assert!(text(&none, &target).contains("armor needs column statistics"));
     let mut columns = ColumnStats::new(16);
     columns.update("x", weight.view()).unwrap();
-    let stats = LayerStats { columns: Some(columns), gram: None };
+    let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
     target.remove = 65;
     assert!(text(&stats, &target).contains("expected 64, 2 of every 4"));
     target.pattern = Pattern::Unstructured;

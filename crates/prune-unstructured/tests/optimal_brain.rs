@@ -61,7 +61,10 @@ impl Layer {
         let (mut columns, mut gram) = (ColumnStats::new(cols), GramAccumulator::new(cols));
         columns.update("x", inputs.view()).unwrap();
         gram.update("x", inputs.view()).unwrap();
-        Self { weight, stats: LayerStats { columns: Some(columns), gram: Some(gram) } }
+        Self {
+            weight,
+            stats: LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() },
+        }
     }
 
     /// The same layer with inputs `2^power` times as large: nothing rounds.
@@ -79,7 +82,11 @@ impl Layer {
         );
         let tokens = self.stats.gram.as_ref().unwrap().count();
         let gram = GramAccumulator::from_parts(tokens, self.gram().mapv(|v| v * scale));
-        let stats = LayerStats { columns: Some(columns.unwrap()), gram: Some(gram.unwrap()) };
+        let stats = LayerStats {
+            columns: Some(columns.unwrap()),
+            gram: Some(gram.unwrap()),
+            ..LayerStats::default()
+        };
         Self { weight: self.weight.clone(), stats }
     }
 

@@ -21,7 +21,7 @@ fn layer(rows: usize, cols: usize, seed: u64) -> (Array2<f32>, LayerStats) {
     columns.update("x", inputs.view()).unwrap();
     let mut gram = GramAccumulator::new(cols);
     gram.update("x", inputs.view()).unwrap();
-    (weight, LayerStats { columns: Some(columns), gram: Some(gram) })
+    (weight, LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() })
 }
 
 fn prune(

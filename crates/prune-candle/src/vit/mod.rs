@@ -1,4 +1,5 @@
 mod config;
+mod image_model;
 mod model;
 mod names;
 

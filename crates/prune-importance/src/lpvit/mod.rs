@@ -1,7 +1,7 @@
 //! LPViT: blocks of a weight ranked by what the network's output loses without them.
 
+mod pruner;
 mod ranking;
-mod scorer;
 
+pub use pruner::BlockTaylor;
 pub use ranking::{BlockRanking, BlockScore, TaylorOrder};
-pub use scorer::BlockTaylor;

@@ -29,7 +29,7 @@ use crate::rtn::two_bits_or_more;
 /// let (mut columns, mut gram) = (ColumnStats::new(2), GramAccumulator::new(2));
 /// columns.update("x", inputs.view())?;
 /// gram.update("x", inputs.view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: Some(gram) };
+/// let stats = LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() };
 /// let layer = LayerId::new("up_proj");
 /// let target = QuantTarget { layer: &layer, scheme: "int3 g2".parse()?, keep: None };
 /// let done = Awq::default().quantize(array![[0.2, 1.0]].view(), &stats, &target)?;

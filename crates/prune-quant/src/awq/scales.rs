@@ -85,7 +85,7 @@ impl ScaleSearch {
     /// let (mut columns, mut gram) = (ColumnStats::new(4), GramAccumulator::new(4));
     /// columns.update("x", inputs.view())?;
     /// gram.update("x", inputs.view())?;
-    /// let stats = LayerStats { columns: Some(columns), gram: Some(gram) };
+    /// let stats = LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() };
     /// let weight = array![[0.3, -0.11, 0.9, -0.5], [1.0, 0.23, 0.4, 0.1]];
     /// let found = ScaleSearch::default().find(
     ///     &LayerId::new("up_proj"), &[weight.view()], &stats, "int3 g4 asym".parse()?,

@@ -63,7 +63,7 @@ pub enum GroupParams {
 ///
 /// let mut gram = GramAccumulator::new(2);
 /// gram.update("x", array![[1.0, 0.9], [-1.0, -1.1], [0.5, 0.5]].view())?;
-/// let stats = LayerStats { columns: None, gram: Some(gram) };
+/// let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
 /// let layer = LayerId::new("up_proj");
 /// let target = QuantTarget { layer: &layer, scheme: "int2 asym f32".parse()?, keep: None };
 /// let weight = array![[0.4, 1.0]];

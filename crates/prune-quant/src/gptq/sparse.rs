@@ -49,7 +49,7 @@ impl SparseGptq {
     /// let value = |(i, j): (usize, usize)| ((7 * i + 3 * j) as f32).sin();
     /// let mut gram = GramAccumulator::new(8);
     /// gram.update("x", Array2::from_shape_fn((16, 8), value).view())?;
-    /// let stats = LayerStats { columns: None, gram: Some(gram) };
+    /// let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
     /// let layer = LayerId::new("up_proj");
     /// let quant = QuantTarget { layer: &layer, scheme: "int4 g4".parse()?, keep: None };
     /// let prune = Target {

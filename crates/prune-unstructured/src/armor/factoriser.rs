@@ -20,7 +20,7 @@ use super::{ArmorLayer, ArmorOptions, armor};
 /// let weight = Array2::from_shape_fn((16, 16), |(i, j)| ((7 * i + 3 * j * j) as f32).sin());
 /// let mut columns = ColumnStats::new(16);
 /// columns.update("x", weight.view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: None };
+/// let stats = LayerStats { columns: Some(columns), ..LayerStats::default() };
 /// let layer = LayerId::new("mlp.up_proj");
 /// let target = Target {
 ///     layer: &layer,

@@ -48,7 +48,7 @@ pub enum Solver {
 /// let (mut columns, mut gram) = (ColumnStats::new(2), GramAccumulator::new(2));
 /// columns.update("x", x.view())?;
 /// gram.update("x", x.view())?;
-/// let stats = LayerStats { columns: Some(columns), gram: Some(gram) };
+/// let stats = LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() };
 /// let mut weight = array![[1.0, 1.5]];
 /// let layer = LayerId::new("fc");
 /// let (pattern, scope) = (Pattern::Unstructured, Scope::PerRow);

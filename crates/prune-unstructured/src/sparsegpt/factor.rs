@@ -55,7 +55,7 @@ mod tests {
 
     fn factor_of(gram: &Array2<f64>, order: &[usize]) -> (Factor, f64) {
         let gram = GramAccumulator::from_parts(16, gram.clone()).unwrap();
-        let stats = LayerStats { columns: None, gram: Some(gram) };
+        let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
         let (weight, id) = (Array2::zeros((1, order.len())), LayerId::new("fc"));
         let layer = GramLayer::new("sparsegpt", &id, weight.view(), &stats).unwrap();
         (Factor::new(&layer, order, 0.01).unwrap(), layer.scale)

@@ -42,7 +42,7 @@ use crate::unit_layer::panel_bytes;
 /// // Two channels that always agree: one takes over from the other.
 /// let mut gram = GramAccumulator::new(2);
 /// gram.update("x", array![[1.0, 1.0], [2.0, 2.0]].view())?;
-/// let stats = LayerStats { columns: None, gram: Some(gram) };
+/// let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
 /// let mut weight = array![[1.0, 1.5]];
 /// let layer = LayerId::new("fc");
 /// let (pattern, scope) = (Pattern::Unstructured, Scope::PerLayer);

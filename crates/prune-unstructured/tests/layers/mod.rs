@@ -73,7 +73,7 @@ impl Fixture {
         columns.update("x", self.inputs.mapv(|x| x as f32).view()).unwrap();
         let tokens = self.inputs.nrows() as u64;
         let gram = GramAccumulator::from_parts(tokens, self.gram()).unwrap();
-        LayerStats { columns: Some(columns), gram: Some(gram) }
+        LayerStats { columns: Some(columns), gram: Some(gram), ..LayerStats::default() }
     }
 
     /// Mask and weights at half sparsity.
