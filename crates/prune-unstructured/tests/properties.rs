@@ -261,7 +261,7 @@ fn errors_name_the_tensor_and_leave_the_weight_alone() {
     assert!(text("magnitude", &mut weight, &stats, global).contains("does not support"));
 
     weight[[30, 2]] = f32::MAX;
-    let loud = LayerStats { columns: Some(loud()), gram: None };
+    let loud = LayerStats { columns: Some(loud()), ..LayerStats::default() };
     let error = text("wanda", &mut weight, &loud, half);
     assert!(error.starts_with("model.layers.0.mlp.up_proj (scores): element 1922 is inf"));
     assert!(text("sparsegpt", &mut weight, &stats, half).contains("must be finite"));

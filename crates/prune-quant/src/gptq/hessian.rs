@@ -120,7 +120,7 @@ mod tests {
         });
         let mut gram = GramAccumulator::new(8);
         gram.update("x", x.view()).unwrap();
-        let stats = LayerStats { columns: None, gram: Some(gram) };
+        let stats = LayerStats { gram: Some(gram), ..LayerStats::default() };
         let layer = LayerId::new("w");
         let diagonal =
             [1.480945, 1.552718, 0.911523, 1.210946, 1.550710, 0.393714, 1.113422, 1.432767];
