@@ -174,7 +174,7 @@ impl Solver<'_> {
             strips.into_par_iter().for_each(|strip| {
                 pulp::Arch::new().dispatch(
                     #[inline(always)]
-                    || drop(self.solve_block(strip, &block)),
+                    || self.solve_block(strip, &block),
                 );
             });
             windows
@@ -226,7 +226,7 @@ impl Solver<'_> {
     /// Takes the strip by value, for a closure that can be called once only is compiled into its
     /// caller, for the processor's vectors.
     #[inline(always)]
-    fn solve_block<'p>(&self, mut strip: Strip<'p>, block: &Block<'_>) -> Strip<'p> {
+    fn solve_block(&self, mut strip: Strip<'_>, block: &Block<'_>) {
         let Block { width, cols, .. } = *block;
         let (first, last) = (block.columns.start, block.columns.end);
         let rows = strip.window.len() / width.max(1);
@@ -266,7 +266,6 @@ impl Solver<'_> {
                 }
             }
         }
-        strip
     }
 
     /// Before column `c` is rounded: the parameters of the groups that start with it, and which of
