@@ -58,7 +58,7 @@ pub(crate) fn panel_bytes(rows: usize, cols: usize, copies: usize) -> usize {
 }
 
 /// Rows that one thread multiplies at a time: enough for products to pay, few enough for all
-/// threads to have some. A function of the shape, for bits may depend on it.
+/// threads to have some. A function of the shape, though no bit depends on it.
 pub(crate) fn panel_rows(rows: usize) -> usize {
     rows.div_ceil(8).clamp(32, 256)
 }

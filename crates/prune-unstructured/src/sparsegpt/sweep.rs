@@ -1,6 +1,6 @@
+use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
-use prune_core::{Error, Fidelity, Mask, Pattern, Result};
-use prune_linalg::add_product;
+use prune_core::{Fidelity, Mask, Pattern, Result};
 use rayon::prelude::*;
 
 use super::factor::Factor;
@@ -60,16 +60,13 @@ impl Sweep<'_> {
                 .into_par_iter()
                 .zip(weight.axis_chunks_iter(Axis(0), panel))
                 .zip(carry.axis_chunks_iter(Axis(0), panel))
-                .try_for_each(|((mut work, weight), carry)| {
+                .for_each(|((mut work, weight), carry)| {
                     let carry = carry.slice(s![.., start..end]);
-                    work.fill(0.0);
-                    add_product(1.0, carry, inverse.view(), work.view_mut())?;
+                    general_mat_mul(1.0, &carry, &inverse, 0.0, &mut work);
                     for (mut work, weight) in work.outer_iter_mut().zip(weight.outer_iter()) {
                         work.iter_mut().zip(columns).for_each(|(w, &c)| *w += weight[c]);
                     }
-                    Ok(())
-                })
-                .map_err(failed)?;
+                });
 
             let chosen = self.chosen(Columns {
                 weights: work.view(),
@@ -96,11 +93,10 @@ impl Sweep<'_> {
                 .enumerate()
                 .map(|(p, (((work, weight), mut carry), kept))| {
                     let (delta, loss) = block.prune(p * panel, work, weight, kept);
-                    let later = carry.slice_mut(s![.., end..]);
-                    add_product(1.0, delta.view(), right, later).map(|()| loss)
+                    general_mat_mul(1.0, &delta, &right, 1.0, &mut carry.slice_mut(s![.., end..]));
+                    loss
                 })
-                .collect::<std::result::Result<_, _>>()
-                .map_err(failed)?;
+                .collect();
             loss += losses.iter().sum::<f64>();
         }
         let kept = Mask::from_fn(rows, cols, |r, c| kept[[r, c]]);
@@ -119,11 +115,6 @@ impl Sweep<'_> {
             }
         })
     }
-}
-
-/// Shapes that do not fit each other, which the sweep sees to.
-fn failed(e: prune_linalg::Error) -> Error {
-    Error::external("updates of SparseGPT", e)
 }
 
 /// What stays in a block of columns.
