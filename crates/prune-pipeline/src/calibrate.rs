@@ -89,7 +89,8 @@ pub(crate) fn observe(
                 Ok(parts)
             })
             .collect::<Result<_>>()?;
-        for part in parts.into_iter().flatten() {
+        let parts: Vec<Part> = parts.into_iter().flatten().collect();
+        for part in &parts {
             let place = all.iter().position(|o| o.layers == part.layers).unwrap_or(all.len());
             if place == all.len() {
                 let channels = part.columns.channels();
@@ -99,14 +100,20 @@ pub(crate) fn observe(
                 let drift = part.dense.as_ref().map(|_| Drift::new(channels));
                 all.push(Observed { layers: part.layers.clone(), stats, drift });
             }
-            let Observed { stats, drift, .. } = &mut all[place];
-            if let Some(columns) = &mut stats.columns {
+            if let Some(columns) = &mut all[place].stats.columns {
                 columns.merge(&part.columns)?;
             }
-            if let (Some(gram), Some(input)) = (&mut stats.gram, &part.input) {
-                gram.update(&format!("input of {}", part.layers[0]), input.view())?;
-                if let (Some(drift), Some(dense)) = (drift, &part.dense) {
-                    drift.update(&part.layers[0], dense.view(), input.view())?;
+        }
+        for Observed { layers, stats, drift } in &mut all {
+            let Some(gram) = &mut stats.gram else { continue };
+            let parts = || parts.iter().filter(|part| part.layers == *layers);
+            let inputs: Vec<_> = parts().filter_map(|p| Some(p.input.as_ref()?.view())).collect();
+            gram.update_all(&format!("input of {}", layers[0]), &inputs)?;
+            for part in parts() {
+                if let (Some(drift), Some(dense), Some(own)) =
+                    (&mut *drift, &part.dense, &part.input)
+                {
+                    drift.update(&layers[0], dense.view(), own.view())?;
                 }
             }
         }

@@ -1,4 +1,6 @@
-use ndarray::{Array2, ArrayView1};
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView1, s};
 use prune_core::{ColumnStats, LayerStats};
 use rayon::prelude::*;
 
@@ -24,6 +26,9 @@ struct Sums {
 
 /// Rows whose products are formed together, fixed so that sums do not depend on threads.
 const PANEL: usize = 64;
+
+/// Columns whose products are formed together.
+const BLOCK: usize = 192;
 
 /// The output error of a weight of this shape, which is `after(first, count)` and was
 /// `dense(first, count)`, rows at a time.
@@ -69,9 +74,16 @@ pub(crate) fn output_error(
     Ok(OutputError { masked: part(sums.masked), written: part(sums.written) })
 }
 
+/// `tr(D G Dᵀ)` of a symmetric `G`, from its triangle above the diagonal.
 fn quadratic(d: &Array2<f32>, gram: &Array2<f32>) -> f64 {
-    let product = d.dot(gram);
-    d.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    let cols = gram.ncols();
+    let energy = |rows: Range<usize>, columns: Range<usize>| -> f64 {
+        let product = d.slice(s![.., rows.clone()]).dot(&gram.slice(s![rows, columns.clone()]));
+        let pairs = d.slice(s![.., columns]);
+        pairs.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let blocks = (0..cols).step_by(BLOCK).map(|start| start..(start + BLOCK).min(cols));
+    blocks.map(|at| energy(at.clone(), at.clone()) + 2.0 * energy(0..at.start, at)).sum()
 }
 
 /// `Σ d² n` in eight fixed lanes, which the compiler can keep in registers.
