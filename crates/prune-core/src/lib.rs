@@ -33,7 +33,7 @@ pub use quant::{
     QuantScheme, QuantTarget, Quantized, QuantizedMatrix, QuantizedParts, Quantizer, ScaleFormat,
     ZeroPoint, decode_e2m1, decode_e4m3, decode_e5m2, decode_e8m0, dense_words, encode_e2m1,
     encode_e4m3, encode_e5m2, encode_e8m0, pack_awq, pack_dense, pack_hqq3, pack_lanes, pack_parts,
-    unpack_awq, unpack_dense, unpack_hqq3, unpack_lanes, unpack_parts,
+    pack_planar, unpack_awq, unpack_dense, unpack_hqq3, unpack_lanes, unpack_parts, unpack_planar,
 };
 pub use score_pruner::{ScorePruner, prune_by_score};
 pub use seed::{Seed, SeedStream};

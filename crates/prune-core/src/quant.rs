@@ -13,7 +13,8 @@ pub use minifloat::{
 };
 pub use packing::{
     AWQ_ORDER, NibbleOrder, PartOrder, dense_words, pack_awq, pack_dense, pack_hqq3, pack_lanes,
-    pack_parts, unpack_awq, unpack_dense, unpack_hqq3, unpack_lanes, unpack_parts,
+    pack_parts, pack_planar, unpack_awq, unpack_dense, unpack_hqq3, unpack_lanes, unpack_parts,
+    unpack_planar,
 };
 pub use quantizer::{QuantReport, QuantTarget, Quantized, Quantizer};
 pub use scheme::{Granularity, NF4_LEVELS, NumberFormat, QuantScheme, ScaleFormat, ZeroPoint};

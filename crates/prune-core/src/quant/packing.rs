@@ -94,6 +94,78 @@ pub fn unpack_lanes(words: &[u32], bits: u32, count: usize) -> Result<Vec<u8>> {
     Ok((0..count).map(|i| (code(i) & mask(bits)) as u8).collect())
 }
 
+/// `codes` in bit planes, as GPTQModel's checkpoint format `gptq_p` has them: of every 32 codes
+/// first the lowest bits, then the higher ones, each plane as wide as a power of two, so that no
+/// field crosses words.
+///
+/// | bits | planes, the lowest first |
+/// |---|---|
+/// | 3 | 2, 1 |
+/// | 5 | 4, 1 |
+/// | 6 | 4, 2 |
+/// | 7 | 4, 2, 1 |
+///
+/// A plane of `w` bits takes `w` words, least significant bit first. `⌈n/32⌉ · bits` words; the last
+/// 32 codes are filled up with zeros. Equal to [`pack_dense`] of whole blocks for 1, 2, 4 and 8
+/// bits. Bits of a code above `bits` are dropped. Widths outside 1 to 8 are taken as the nearest of
+/// them.
+///
+/// ```
+/// use prune_core::{pack_planar, unpack_planar};
+/// let codes: Vec<u8> = (0..32).map(|i| 5 * i % 8).collect();
+/// let words = pack_planar(&codes, 3);
+/// assert_eq!(words, [0xe4e4_e4e4, 0xe4e4_e4e4, 0x5a5a_5a5a]);
+/// assert_eq!(unpack_planar(&words, 3, 32)?, codes);
+/// # Ok::<(), prune_core::Error>(())
+/// ```
+pub fn pack_planar(codes: &[u8], bits: u32) -> Vec<u32> {
+    let bits = bits.clamp(1, 8);
+    let mut words = Vec::with_capacity(codes.len().div_ceil(32) * bits as usize);
+    let mut plane = [0u8; 32];
+    for block in codes.chunks(32) {
+        for (width, offset) in planes(bits) {
+            plane.fill(0);
+            plane.iter_mut().zip(block).for_each(|(field, code)| *field = code >> offset);
+            words.extend(pack_dense(&plane, width));
+        }
+    }
+    words
+}
+
+/// The first `count` codes of words made by [`pack_planar`].
+///
+/// # Errors
+/// [`Error::InvalidQuantized`] unless `words` has exactly `⌈count/32⌉ · bits` words.
+pub fn unpack_planar(words: &[u32], bits: u32, count: usize) -> Result<Vec<u8>> {
+    let bits = bits.clamp(1, 8);
+    check_words(words, count.div_ceil(32).checked_mul(bits as usize))?;
+    let mut codes = vec![0; words.len() / bits as usize * 32];
+    let blocks = words.chunks_exact(bits as usize).zip(codes.as_chunks_mut::<32>().0);
+    for (words, block) in blocks {
+        let mut rest = words;
+        for (width, offset) in planes(bits) {
+            let (now, later) = rest.split_at(width as usize);
+            for (code, field) in block.iter_mut().zip(unpack_dense(now, width, 32)?) {
+                *code |= field << offset;
+            }
+            rest = later;
+        }
+    }
+    codes.truncate(count);
+    Ok(codes)
+}
+
+/// Widths and offsets of the planes of codes of `bits` bits, the lowest first: the powers of two
+/// that add up to `bits`, the largest of them lowest.
+fn planes(bits: u32) -> impl Iterator<Item = (u32, u32)> {
+    let mut offset = 0;
+    [8, 4, 2, 1].into_iter().filter(move |width| bits & width != 0).map(move |width| {
+        let plane = (width, offset);
+        offset += width;
+        plane
+    })
+}
+
 /// Where the nibbles of four-bit codes stand in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NibbleOrder {
@@ -368,6 +440,41 @@ mod tests {
         assert_eq!(pack_lanes(&codes, 5), lanes);
     }
 
+    /// `planar_pack_rows` of GPTQModel 7.7.0.
+    #[test]
+    fn planes_match_gptqmodel() {
+        let codes = |step: u32, bits| -> Vec<u8> {
+            (0..32).map(|i| (step * i & mask(bits)) as u8).collect()
+        };
+        for (bits, step, words) in [
+            (3, 5, &[0xe4e4_e4e4u32, 0xe4e4_e4e4, 0x5a5a_5a5a][..]),
+            (5, 7, &[0x1a3c_5e70, 0x92b4_d6f8, 0x1a3c_5e70, 0x92b4_d6f8, 0xcc67_3398]),
+            (
+                6,
+                11,
+                &[0xd27c_16b0, 0x5af4_9e38, 0xd27c_16b0, 0x5af4_9e38, 0x90e9_0e90, 0x4f94_f94f],
+            ),
+            (
+                7,
+                13,
+                &[
+                    0xbe14_7ad0,
+                    0x369c_f258,
+                    0xbe14_7ad0,
+                    0x369c_f258,
+                    0x390e_4390,
+                    0x4e53_94e5,
+                    0x3e0f_83e0,
+                ],
+            ),
+        ] {
+            assert_eq!(pack_planar(&codes(step, bits), bits), words, "{bits}");
+        }
+        // A block that is not full is filled up with zeros.
+        let words = pack_planar(&codes(5, 3)[..9], 3);
+        assert_eq!(words, [0x0000_e4e4, 0x0000_0000, 0x0000_005a]);
+    }
+
     #[test]
     fn kivi_words_are_dense() {
         let two: Vec<u8> = (0..16).map(|i| (3 * i + 1) % 4).collect();
@@ -410,6 +517,9 @@ mod tests {
         assert!(unpack_dense(&[0, 0], 4, 8).is_err());
         assert!(unpack_dense(&[0], 8, usize::MAX).is_err());
         assert!(unpack_lanes(&[0], 3, 11).is_err());
+        assert!(unpack_planar(&[0; 3], 3, 33).is_err());
+        assert!(unpack_planar(&[0; 6], 3, 32).is_err());
+        assert!(unpack_planar(&[0; 3], 3, usize::MAX).is_err());
         assert!(unpack_awq(&[0], 9).is_err());
         assert!(NibbleOrder::Halves.unpack(&[0], 3).is_err());
         assert!(pack_parts(&[0; 4], 2, 3, PartOrder::FirstLow).is_err());
@@ -430,8 +540,12 @@ mod tests {
             prop_assert_eq!(&unpack_dense(&dense, bits, n).unwrap(), &codes);
             let lanes = pack_lanes(&codes, bits);
             prop_assert_eq!(&unpack_lanes(&lanes, bits, n).unwrap(), &codes);
+            let planar = pack_planar(&codes, bits);
+            prop_assert_eq!(planar.len(), n.div_ceil(32) * bits as usize);
+            prop_assert_eq!(&unpack_planar(&planar, bits, n).unwrap(), &codes);
             if 32 % bits == 0 {
                 prop_assert_eq!(&dense, &lanes);
+                prop_assert_eq!(&planar[..dense.len()], &dense);
             }
             if bits <= 4 {
                 prop_assert_eq!(&unpack_awq(&pack_awq(&codes), n).unwrap(), &codes);
@@ -459,6 +573,11 @@ mod tests {
 
         #[test]
         fn words_without_padding_come_back(bits in 1u32..9, words in proptest::collection::vec(any::<u32>(), 0..5)) {
+            // Words of whole blocks, which planes fill.
+            let blocks = words.len() / bits as usize;
+            let whole = &words[..blocks * bits as usize];
+            let planar = unpack_planar(whole, bits, 32 * blocks).unwrap();
+            prop_assert_eq!(pack_planar(&planar, bits), whole);
             // 8 words of any width hold a whole number of codes.
             let words: Vec<u32> = (0..8 * words.len()).map(|i| words[i / 8].wrapping_mul(i as u32 | 1)).collect();
             let n = words.len() * 32 / bits as usize;

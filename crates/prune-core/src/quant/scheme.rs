@@ -242,7 +242,8 @@ impl fmt::Display for ScaleFormat {
 /// How a matrix is quantised: codes, grouping, zero point and the format of the scales.
 ///
 /// Written and parsed as words in any order: `int4 g128 sym f16`, `nf4 flat64 double`. What is left
-/// out is symmetric, per channel, with f16 scales.
+/// out is symmetric, per channel, with f16 scales. `nvfp4` and `mxfp4` stand for `fp4 g16 s-e4m3` and
+/// `fp4 g32 s-e8m0`.
 ///
 /// ```
 /// use prune_core::{Granularity, QuantScheme, ZeroPoint};
@@ -414,18 +415,26 @@ impl FromStr for QuantScheme {
             Error::out_of_range(
                 "quantisation scheme",
                 format!("`{word}` in `{text}`"),
-                "a number format (`int4`, `nf4`, `fp4`, `e4m3`, `e5m2`), and perhaps a grouping \
+                "a number format (`int4`, `nf4`, `fp4`, `e4m3`, `e5m2`) or all of `nvfp4` or \
+                 `mxfp4`, and perhaps a grouping \
                  (`tensor`, `channel`, `g128`, `flat64`), a zero point (`sym`, `asym`, `float`) \
                  and a format of the scales (`f32`, `f16`, `bf16`, `s-e4m3`, `s-e8m0`, `double`)",
             )
         };
-        let mut number = None;
-        let mut scheme = Self::of(NumberFormat::Nf4);
+        // First, so that other words change them wherever they stand.
+        let named = text.split_whitespace().find_map(|word| match word {
+            "nvfp4" => Some(Self::nvfp4()),
+            "mxfp4" => Some(Self::mxfp4()),
+            _ => None,
+        });
+        let mut number = named.map(|scheme| scheme.number);
+        let mut scheme = named.unwrap_or(Self::of(NumberFormat::Nf4));
         for word in text.split_whitespace() {
             let tail = |prefix: &str| word.strip_prefix(prefix).and_then(|n| n.parse().ok());
             match word {
                 "nf4" => number = Some(NumberFormat::Nf4),
                 "fp4" => number = Some(NumberFormat::Fp4),
+                "nvfp4" | "mxfp4" => {}
                 "e4m3" => number = Some(NumberFormat::Fp8E4M3),
                 "e5m2" => number = Some(NumberFormat::Fp8E5M2),
                 "tensor" => scheme.granularity = Granularity::PerTensor,
@@ -584,6 +593,20 @@ mod tests {
     fn nf4_of_a_ragged_size_counts_whole_bytes_and_blocks() {
         // ceil(n / 2) bytes of codes and 4 for each block of 64.
         assert_eq!(QuantScheme::nf4().nbytes(1, 131), 66 + 3 * 4);
+    }
+
+    #[test]
+    fn the_formats_of_blocks_have_names_of_their_own() {
+        for (name, scheme, words) in [
+            ("nvfp4", QuantScheme::nvfp4(), "fp4 g16 sym s-e4m3"),
+            ("mxfp4", QuantScheme::mxfp4(), "fp4 g32 sym s-e8m0"),
+        ] {
+            assert_eq!(name.parse::<QuantScheme>().unwrap(), scheme);
+            assert_eq!(scheme.to_string(), words);
+        }
+        for text in ["mxfp4 g64", "g64 mxfp4"] {
+            assert_eq!(text.parse::<QuantScheme>().unwrap(), QuantScheme::mxfp4().group(64));
+        }
     }
 
     #[test]
