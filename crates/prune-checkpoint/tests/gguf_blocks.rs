@@ -8,13 +8,14 @@ use prune_core::{
     Granularity, QuantScheme, QuantizedMatrix, QuantizedParts, ScaleFormat, ZeroPoint,
 };
 
-const ALL: [BlockType; 11] = [
+const ALL: [BlockType; 12] = [
     BlockType::Q4_0,
     BlockType::Q4_1,
     BlockType::Q5_0,
     BlockType::Q5_1,
     BlockType::Q8_0,
     BlockType::Mxfp4,
+    BlockType::Nvfp4,
     BlockType::Q2K,
     BlockType::Q3K,
     BlockType::Q4K,
@@ -162,6 +163,60 @@ fn blocks_of_fp4_match_the_python_package() {
     assert_eq!(kind.encode("w", &x).unwrap()[..5], [127, 6, 0, 12, 6]);
 }
 
+/// The scalar code of ggml (d99724f), compiled without contraction of products and sums, whose
+/// decoder agrees with `gguf.quants` of gguf 0.19.0.
+#[test]
+fn blocks_of_nvfp4_match_ggml() {
+    let kind = BlockType::Nvfp4;
+    let size = [1.0, 0.05, 40.0, 700.0];
+    let wave = |j: usize| ((3.0 * j as f64).sin() * size[j / 16]) as f32;
+    let x: Vec<f32> = (0..64).map(wave).collect();
+    let bytes = kind.encode("w", &x).unwrap();
+    assert_eq!(
+        hex(&bytes),
+        "23044d6ff072fb74fd76fe663ec65ee56cf270f967df47af171fb64efd76fe76ef67ef57"
+    );
+    let y = kind.decode("w", &bytes).unwrap();
+    assert_eq!(y[..4], [0.0, 0.171875, -0.2578125, 0.34375]);
+    assert_eq!(y[16..20], [-0.03125, 0.03125, -0.03125, 0.0234375]);
+    let error: f64 = x.iter().zip(&y).take(16).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    assert!((error / 16.0 - 0.006_525_575).abs() < 1e-9, "{}", error / 16.0);
+
+    let floats =
+        |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+    for (factor, crc) in [(1.0, 0xea9c_9c8e), (1000.0, 0x0b2c_a160), (0.001, 0x950c_287d)] {
+        let x: Vec<f32> = hashed().iter().map(|v| v * factor).collect();
+        assert_eq!(crc32(&kind.encode("w", &x).unwrap()), crc, "{factor}");
+    }
+    let back = kind.decode("w", &kind.encode("w", &hashed()).unwrap()).unwrap();
+    assert_eq!(crc32(&floats(&back)), 0xb6ba_483f);
+    // Every scale byte, the one that is no number and those with a sign among them, under all codes.
+    let byte = |e: u32, j: u32| if j < 4 { e + 64 * j } else { 37 * e + 17 * (j - 4) } as u8;
+    let blocks: Vec<u8> = (0..256).flat_map(|e| (0..36).map(move |j| byte(e, j))).collect();
+    assert_eq!(crc32(&floats(&kind.decode("w", &blocks).unwrap())), 0x976f_ef4b);
+
+    // Halfway between two codes the lower one, between two scales the upper one; from 256 on 448.
+    let mut x = [0.0f32; 64];
+    x[..4].copy_from_slice(&[6.0, 0.25, -2.5, 5.0]);
+    (x[16], x[32], x[48]) = (6.375, 1536.0, 6.0 * 2f32.powi(-10));
+    assert_eq!(
+        hex(&kind.encode("w", &x).unwrap()),
+        "38397e0107000c0600000000070000000000000005000000000000000500000000000000"
+    );
+}
+
+/// ggml cuts off what is above the largest code under the largest scale.
+#[test]
+fn nvfp4_refuses_what_it_would_cut_off() {
+    let kind = BlockType::Nvfp4;
+    let mut x = [1.0f32; 64];
+    x[9] = -2688.0;
+    assert_eq!(kind.decode("w", &kind.encode("w", &x).unwrap()).unwrap()[9], -2688.0);
+    x[9] = -2688.5;
+    let e = kind.encode("w", &x).unwrap_err().to_string();
+    assert!(e.contains("-2688.5 at 9") && e.contains("2.688e3"), "{e}");
+}
+
 #[test]
 fn blocks_have_the_sizes_of_ggml() {
     use BlockType::*;
@@ -172,6 +227,7 @@ fn blocks_have_the_sizes_of_ggml() {
         (Q5_1, 32, 24, 6.0),
         (Q8_0, 32, 34, 8.5),
         (Mxfp4, 32, 17, 4.25),
+        (Nvfp4, 64, 36, 4.5),
         (Q2K, 256, 84, 2.625),
         (Q3K, 256, 110, 3.4375),
         (Q4K, 256, 144, 4.5),
@@ -247,6 +303,11 @@ fn what_cannot_be_stored_is_refused_by_name() {
         x[7] = 1e20;
         assert!(kind.encode("w", &x).unwrap_err().to_string().contains("at 7"), "{kind:?}");
         x[7] = 2.9e8;
+        if kind == BlockType::Nvfp4 {
+            assert!(kind.encode("w", &x).unwrap_err().to_string().contains("at 7"));
+            assert!(kind.decode("w", &[0; 37]).is_err());
+            continue;
+        }
         if kind == BlockType::Mxfp4 {
             // Its scales reach further than elements may.
             assert!(kind.encode("w", &x).is_ok());
@@ -261,7 +322,7 @@ fn what_cannot_be_stored_is_refused_by_name() {
 
 #[test]
 fn types_are_written_as_ggml_writes_them() {
-    for name in ["F32", "F16", "BF16", "Q4_0", "Q5_1", "MXFP4", "Q2_K", "Q6_K"] {
+    for name in ["F32", "F16", "BF16", "Q4_0", "Q5_1", "MXFP4", "NVFP4", "Q2_K", "Q6_K"] {
         assert_eq!(name.parse::<GgufType>().unwrap().to_string(), name);
     }
     for name in ["I8", "F64", "IQ2_XS", ""] {
@@ -339,6 +400,52 @@ fn fp4_matrices_become_blocks_without_loss() {
     let m = QuantizedMatrix::from_parts("w", parts).unwrap();
     let e = transcode("w", &m, BlockType::Mxfp4).unwrap_err().to_string();
     assert!(e.contains("whole matrix"), "{e}");
+}
+
+/// All codes under scales that the scale of the matrix leaves numbers of FP8, or does not.
+#[test]
+fn nvfp4_matrices_become_blocks_where_their_scales_fit() {
+    let parts = QuantizedParts {
+        scheme: QuantScheme::nvfp4(),
+        codes: Array2::from_shape_fn((4, 128), |(r, c)| ((7 * r + 5 * c) % 16) as u8),
+        scales: Array2::from_shape_fn((4, 8), |(r, g)| {
+            prune_core::decode_e4m3((25 * r + 4 * g) as u8)
+        }),
+        zeros: None,
+        global_scale: Some(1.0),
+        group_index: None,
+        column_scales: None,
+    };
+    let kind = BlockType::Nvfp4;
+    assert_eq!(BlockType::of_scheme(&parts.scheme), None);
+    for global in [1.0, 0.5] {
+        let parts = QuantizedParts { global_scale: Some(global), ..parts.clone() };
+        let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+        let y = kind.decode("w", &transcode("w", &m, kind).unwrap()).unwrap();
+        assert_eq!(y, m.dequantize().into_raw_vec_and_offset().0, "{global}");
+    }
+    let refused = |parts: QuantizedParts| {
+        let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+        transcode("w", &m, kind).unwrap_err().to_string()
+    };
+    let e = refused(QuantizedParts { global_scale: Some(3.0), ..parts.clone() });
+    assert!(e.contains("`w`") && e.contains("that of the matrix"), "{e}");
+    let mut negative = parts.clone();
+    negative.scales[[0, 1]] = -1.0;
+    assert!(refused(negative).contains("FP8"));
+    let narrow = QuantizedParts {
+        codes: Array2::zeros((1, 32)),
+        scales: Array2::ones((1, 2)),
+        ..parts.clone()
+    };
+    assert!(refused(narrow).contains("multiples of 64"));
+    let powers = QuantizedParts {
+        scheme: QuantScheme { scale: ScaleFormat::E8M0, ..parts.scheme },
+        global_scale: None,
+        scales: Array2::ones((4, 8)),
+        ..parts
+    };
+    assert!(refused(powers).contains("s-e4m3"));
 }
 
 /// Rows of eight bits with one scale, −128 among the codes.

@@ -189,8 +189,8 @@ fn every_type_is_written_and_read() {
     let directory = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(&tiny_llama()).unwrap();
     for name in [
-        "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "Q2_K", "Q3_K", "Q4_K",
-        "Q5_K", "Q6_K",
+        "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "NVFP4", "Q2_K", "Q3_K",
+        "Q4_K", "Q5_K", "Q6_K",
     ] {
         let out = directory.path().join("tiny.gguf");
         let kind: GgufType = name.parse().unwrap();

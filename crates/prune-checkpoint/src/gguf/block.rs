@@ -2,6 +2,8 @@ use std::mem;
 
 use half::f16;
 
+use prune_core::decode_e4m3;
+
 use super::types::BlockType;
 
 /// Writes the little-endian f32 bytes of the blocks in `raw`, from byte `skip` on, until `out` is
@@ -17,6 +19,7 @@ pub(super) fn dequantize(block: BlockType, raw: &[u8], skip: usize, out: &mut [u
         BlockType::Q5_1 => run::<24, 32>(raw, skip, out, q5_1),
         BlockType::Q8_0 => run::<34, 32>(raw, skip, out, q8_0),
         BlockType::Mxfp4 => run::<17, 32>(raw, skip, out, mxfp4),
+        BlockType::Nvfp4 => run::<36, 64>(raw, skip, out, nvfp4),
         BlockType::Q2K => run::<84, 256>(raw, skip, out, q2_k),
         BlockType::Q3K => run::<110, 256>(raw, skip, out, q3_k),
         BlockType::Q4K => run::<144, 256>(raw, skip, out, q4_k),
@@ -107,7 +110,7 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
 }
 
 /// Twice the number that each code stands for; of the two zeros none is negative.
-pub(super) const MXFP4_LEVELS: [f32; 16] =
+pub(super) const FP4_LEVELS: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// Half of the power of two that `code` stands for: 2^(code − 128).
@@ -121,8 +124,32 @@ pub(super) fn half_power(code: u8) -> f32 {
 fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
     let d = half_power(block[0]);
     for (i, q) in block[1..].iter().enumerate() {
-        out[i] = d * MXFP4_LEVELS[usize::from(q & 15)];
-        out[i + 16] = d * MXFP4_LEVELS[usize::from(q >> 4)];
+        out[i] = d * FP4_LEVELS[usize::from(q & 15)];
+        out[i + 16] = d * FP4_LEVELS[usize::from(q >> 4)];
+    }
+}
+
+/// Half of the scale that `code` stands for. The sign does not count, but for the code that is no
+/// number: as in the reference, it gives 0 without and goes on with the next number with it.
+pub(super) fn half_scale(code: u8) -> f32 {
+    match code {
+        0x7f => 0.0,
+        0xff => 240.0,
+        _ => 0.5 * decode_e4m3(code & 0x7f),
+    }
+}
+
+// Four scales, then four groups of 16: the low nibbles are the first half of a group.
+
+fn nvfp4(block: &[u8; 36], out: &mut [f32; 64]) {
+    let (scales, codes) = block.split_at(4);
+    let groups = out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<8>().0);
+    for ((values, codes), scale) in groups.zip(scales) {
+        let d = half_scale(*scale);
+        for (i, q) in codes.iter().enumerate() {
+            values[i] = d * FP4_LEVELS[usize::from(q & 15)];
+            values[i + 8] = d * FP4_LEVELS[usize::from(q >> 4)];
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) fn quantize(block: BlockType, values: &[f32]) -> Vec<u8> {
         BlockType::Q5_1 => run(values, small::q5_1),
         BlockType::Q8_0 => run(values, small::q8_0),
         BlockType::Mxfp4 => run(values, small::mxfp4),
+        BlockType::Nvfp4 => run(values, small::nvfp4),
         BlockType::Q2K => run(values, k::q2_k),
         BlockType::Q3K => run(values, k::q3_k),
         BlockType::Q4K => run(values, k::q4_k),
@@ -63,7 +64,7 @@ pub(super) fn first_overflow(block: BlockType, bytes: &[u8]) -> Option<usize> {
         Q2K => &[80, 82],
         Q3K => &[108],
         Q6K => &[208],
-        Mxfp4 => &[],
+        Mxfp4 | Nvfp4 => &[],
     };
     // All exponent bits of a half stand in its high byte.
     bytes.chunks_exact(block.bytes()).position(|b| halves.iter().any(|at| b[at + 1] & 0x7c == 0x7c))

@@ -120,7 +120,7 @@ fn read_tensor(reader: &mut Reader<'_>, file: &RangedFile, number: u64) -> Resul
         wrong(
             "the type",
             format!("number {id} ({})", GgufType::foreign_name(id)),
-            "F32, F16, BF16, F64, I8 to I64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4 or Q2_K to Q6_K"
+            "F32, F16, BF16, F64, I8 to I64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4, NVFP4 or Q2_K to Q6_K"
                 .to_string(),
         )
     })?;

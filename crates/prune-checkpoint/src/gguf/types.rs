@@ -40,6 +40,8 @@ pub enum BlockType {
     Q8_0,
     /// 32 elements in FP4 (E2M1) and a power of two; 4.25.
     Mxfp4,
+    /// 64 elements in FP4 (E2M1), scales of 16 in FP8 (UE4M3); 4.5. Elements up to 2688.
+    Nvfp4,
     /// 256 elements in 2 bits, scales and minima of 16 in 4 bits; 2.625.
     Q2K,
     /// 256 elements in 3 bits, scales of 16 in 6 bits; 3.4375.
@@ -76,6 +78,7 @@ impl GgufType {
             28 => GgufType::Plain(DType::F64),
             30 => GgufType::Plain(DType::BF16),
             39 => GgufType::Blocks(Mxfp4),
+            40 => GgufType::Blocks(Nvfp4),
             _ => return None,
         })
     }
@@ -101,7 +104,6 @@ impl GgufType {
             29 => "IQ1_M",
             34 => "TQ1_0",
             35 => "TQ2_0",
-            40 => "NVFP4",
             _ => "unknown",
         }
     }
@@ -159,7 +161,7 @@ impl FromStr for GgufType {
                 what: "type of a GGUF tensor".to_string(),
                 reason: format!(
                     "found `{text}`, expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4, \
-                     Q2_K, Q3_K, Q4_K, Q5_K or Q6_K"
+                     NVFP4, Q2_K, Q3_K, Q4_K, Q5_K or Q6_K"
                 ),
             }
         })
@@ -172,7 +174,7 @@ impl BlockType {
     ///
     /// # Errors
     /// [`Error::Tensor`] when `values` do not divide into blocks, when one of them is NaN, infinite
-    /// or above 3e8, and when a scale is beyond f16.
+    /// or above 3e8 (2688 in NVFP4), and when a scale is beyond f16.
     ///
     /// ```
     /// use prune_checkpoint::BlockType;
@@ -195,11 +197,15 @@ impl BlockType {
             let expected = format!("a multiple of {}", self.elements());
             return Err(wrong("the number of elements", values.len().to_string(), expected));
         }
-        // No block holds more, and the sums of the searches would overflow.
-        const MOST: f32 = 3e8;
-        if let Some(at) = values.iter().position(|v| v.is_nan() || v.abs() > MOST) {
+        let most = match self {
+            // The largest code under the largest scale; ggml cuts off what is above.
+            BlockType::Nvfp4 => 6.0 * 448.0,
+            // No block holds more, and the sums of the searches would overflow.
+            _ => 3e8f32,
+        };
+        if let Some(at) = values.iter().position(|v| v.is_nan() || v.abs() > most) {
             let found = format!("{} at {at}", values[at]);
-            return Err(wrong("an element", found, format!("magnitudes of at most {MOST:e}")));
+            return Err(wrong("an element", found, format!("magnitudes of at most {most:e}")));
         }
         let bytes = encode::quantize(self, values);
         match encode::first_overflow(self, &bytes) {
@@ -230,11 +236,12 @@ impl BlockType {
         Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 
-    /// Elements of a block: 32 or 256.
+    /// Elements of a block: 32, 64 or 256.
     pub fn elements(self) -> usize {
         use BlockType::*;
         match self {
             Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Mxfp4 => 32,
+            Nvfp4 => 64,
             Q2K | Q3K | Q4K | Q5K | Q6K => 256,
         }
     }
@@ -249,6 +256,7 @@ impl BlockType {
             Q5_1 => 24,
             Q8_0 => 34,
             Mxfp4 => 17,
+            Nvfp4 => 36,
             Q2K => 84,
             Q3K => 110,
             Q4K => 144,
@@ -266,6 +274,7 @@ impl BlockType {
             Q5_1 => "Q5_1",
             Q8_0 => "Q8_0",
             Mxfp4 => "MXFP4",
+            Nvfp4 => "NVFP4",
             Q2K => "Q2_K",
             Q3K => "Q3_K",
             Q4K => "Q4_K",

@@ -1,8 +1,8 @@
-//! Blocks of 32. The low nibbles are elements 0 to 15, the high ones 16 to 31.
+//! Blocks of 32, of which the low nibbles are elements 0 to 15, the high ones 16 to 31, and NVFP4.
 
 use half::f16;
 
-use super::super::block::{MXFP4_LEVELS, half_power};
+use super::super::block::{FP4_LEVELS, half_power, half_scale};
 
 /// The element of largest magnitude with its sign; of equal ones the first.
 fn extreme(x: &[f32; 32]) -> f32 {
@@ -99,18 +99,47 @@ pub(super) fn mxfp4(x: &[f32; 32], out: &mut [u8; 17]) {
     // The logarithm is rounded to f32, and just below a power of two up to it, as in the reference.
     out[0] = if most > 0.0 { (most.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
     let d = half_power(out[0]);
-    // Of equally near codes the first, so that nothing becomes a negative zero.
-    let code = |v: f32| {
-        let mut best = (0u8, f32::INFINITY);
-        for (code, level) in (0u8..).zip(MXFP4_LEVELS) {
-            let error = (level * d - v).abs();
-            if error < best.1 {
-                best = (code, error);
-            }
-        }
-        best.0
-    };
     for j in 0..16 {
-        out[1 + j] = code(x[j]) | code(x[j + 16]) << 4;
+        out[1 + j] = fp4(x[j], d) | fp4(x[j + 16], d) << 4;
     }
+}
+
+pub(super) fn nvfp4(x: &[f32; 64], out: &mut [u8; 36]) {
+    let (scales, codes) = out.split_at_mut(4);
+    let groups = x.as_chunks::<16>().0.iter().zip(codes.as_chunks_mut::<8>().0);
+    for ((x, codes), scale) in groups.zip(scales) {
+        let most = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        *scale = ue4m3(most / 6.0);
+        let d = half_scale(*scale);
+        for (j, code) in codes.iter_mut().enumerate() {
+            *code = fp4(x[j], d) | fp4(x[j + 8], d) << 4;
+        }
+    }
+}
+
+/// The code of the level nearest to `v` in steps of `d`; of equally near ones the first, so that
+/// nothing becomes a negative zero.
+fn fp4(v: f32, d: f32) -> u8 {
+    let mut best = (0u8, f32::INFINITY);
+    for (code, level) in (0u8..).zip(FP4_LEVELS) {
+        let error = (level * d - v).abs();
+        if error < best.1 {
+            best = (code, error);
+        }
+    }
+    best.0
+}
+
+/// The FP8 E4M3 code of a scale from 0 on, as ggml rounds it: halves up, numbers below the smallest
+/// normal one at most to the largest of these, and everything from 256 on to 448.
+fn ue4m3(scale: f32) -> u8 {
+    const SMALLEST_NORMAL: f32 = 0.015_625;
+    // Three bits of mantissa, and 7 in place of 127 as the bias.
+    const BIAS: u32 = (127 - 7) << 3;
+    if scale < SMALLEST_NORMAL {
+        return ((scale * 512.0 + 0.5) as u8).min(7);
+    }
+    // The half that is added carries into the exponent, where the mantissa has no place for it.
+    let code = ((scale.to_bits() + (1 << 19)) >> 20) - BIAS;
+    if code < 15 << 3 { code as u8 } else { 0x7e }
 }

@@ -8,7 +8,7 @@ use super::super::types::{BlockType, GgufType};
 ///
 /// Norms and biases are F32 whatever is chosen, as llama.cpp wants them. Where the rows of a matrix
 /// do not divide into the blocks of its type, the nearest type of blocks of 32 takes its place
-/// (Q2_K and Q3_K become Q4_0, Q4_K Q5_0, Q5_K Q5_1, Q6_K Q8_0), and F16 where those do not
+/// (NVFP4, Q2_K and Q3_K become Q4_0, Q4_K Q5_0, Q5_K Q5_1, Q6_K Q8_0), and F16 where those do not
 /// divide either.
 ///
 /// ```
@@ -105,6 +105,7 @@ impl GgufTypes {
             GgufType::Blocks(Q5K) => 16,
             GgufType::Blocks(Q6K) => 18,
             GgufType::Blocks(Mxfp4) => 38,
+            GgufType::Blocks(Nvfp4) => 39,
         }
     }
 }
@@ -132,7 +133,7 @@ fn fitting(kind: GgufType, cols: usize) -> GgufType {
         return kind;
     }
     let smaller = match block {
-        Q2K | Q3K => Q4_0,
+        Nvfp4 | Q2K | Q3K => Q4_0,
         Q4K => Q5_0,
         Q5K => Q5_1,
         Q6K => Q8_0,

@@ -1,6 +1,6 @@
 use prune_core::{
-    Granularity, NumberFormat, QuantScheme, QuantizedMatrix, ScaleFormat, ZeroPoint, decode_e8m0,
-    encode_e8m0,
+    Granularity, NumberFormat, QuantScheme, QuantizedMatrix, ScaleFormat, ZeroPoint, decode_e4m3,
+    decode_e8m0, encode_e4m3, encode_e8m0,
 };
 
 use half::f16;
@@ -17,9 +17,12 @@ use crate::{Error, Result};
 /// | 5-bit, likewise | Q5_0, Q5_1 | likewise |
 /// | 8-bit symmetric | Q8_0 | where scales are f16 |
 /// | FP4 with scales that are powers of two | MXFP4 | always; −0 becomes 0 |
+/// | FP4 with scales in FP8 | NVFP4 | always; −0 becomes 0. Other scales than FP8 E4M3 numbers from 0 on, once they are divided by that of the matrix, are refused |
 ///
-/// Groups have to be whole rows or multiples of 32 columns, in the order of the columns. Scales
-/// that are not f16 are rounded to it.
+/// Groups have to be whole rows or multiples of 32 columns (16 for NVFP4, with rows of multiples of
+/// 64), in the order of the columns. Scales that are not f16 are rounded to it. GGUF has no place
+/// beside a tensor of NVFP4 for the scale of the whole matrix; only where this one is a power of two,
+/// or by chance, the others can take it up.
 ///
 /// # Errors
 /// [`Error::Tensor`] naming `what` when the matrix does not fit the type: other codes, groups that
@@ -54,19 +57,31 @@ pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<
         found: format!("`{scheme}`, to be stored as {}", super::super::types::GgufType::Blocks(to)),
         expected: expected.to_string(),
     };
+    let (group, expected) = match to {
+        BlockType::Nvfp4 => (16, "groups of multiples of 16 and rows of multiples of 64 columns"),
+        _ => (BLOCK, "groups and rows of multiples of 32 columns"),
+    };
     let fits = match scheme.granularity {
-        Granularity::Group(n) => n.is_multiple_of(BLOCK),
+        Granularity::Group(n) => n.is_multiple_of(group),
         Granularity::PerChannel | Granularity::PerTensor => true,
         Granularity::Flat(_) => false,
     };
-    if !fits || !matrix.cols().is_multiple_of(BLOCK) {
-        return Err(refuse("groups and rows of multiples of 32 columns"));
+    if !fits || !matrix.cols().is_multiple_of(if to == BlockType::Nvfp4 { 64 } else { BLOCK }) {
+        return Err(refuse(expected));
     }
     if matrix.group_index().is_some() {
         return Err(refuse("groups in the order of the columns; quantise with static groups"));
     }
     if matrix.column_scales().is_some() {
         return Err(refuse("no scales of columns; fold them into the layer before"));
+    }
+    if to == BlockType::Nvfp4 {
+        if (scheme.number, scheme.scale) != (NumberFormat::Fp4, ScaleFormat::E4M3) {
+            return Err(refuse("`fp4` with `s-e4m3` scales"));
+        }
+        return nvfp4(matrix).ok_or_else(|| {
+            refuse("scales that are FP8 numbers when divided by that of the matrix; use `ggml`")
+        });
     }
     if matrix.global_scale().is_some() {
         return Err(refuse("no scale of the whole matrix"));
@@ -83,7 +98,7 @@ pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<
         BlockType::Q5_0 => (5, ZeroPoint::Symmetric),
         BlockType::Q5_1 => (5, ZeroPoint::Integer),
         BlockType::Q8_0 => (8, ZeroPoint::Symmetric),
-        _ => return Err(refuse("Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or MXFP4 as the type")),
+        _ => return Err(refuse("Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4 or NVFP4 as the type")),
     };
     let symmetric = zero == ZeroPoint::Symmetric;
     if scheme.number != (NumberFormat::Int { bits }) || (symmetric && scheme.zero != zero) {
@@ -117,7 +132,8 @@ pub fn transcode(what: &str, matrix: &QuantizedMatrix, to: BlockType) -> Result<
 }
 
 impl BlockType {
-    /// The type to which [`transcode`] takes matrices of this scheme; `None` where there is none.
+    /// The type to which [`transcode`] takes matrices of this scheme; `None` where there is none, and
+    /// for [`QuantScheme::nvfp4`], the scale of whose matrix seldom goes along.
     ///
     /// ```
     /// use prune_checkpoint::BlockType;
@@ -164,6 +180,30 @@ fn mxfp4(matrix: &QuantizedMatrix) -> Option<Vec<u8>> {
             }
             out.push(power);
             push_codes(&mut out, BlockType::Mxfp4, codes);
+        }
+    }
+    Some(out)
+}
+
+/// `None` where a scale over that of the matrix is no number of FP8, or negative.
+fn nvfp4(matrix: &QuantizedMatrix) -> Option<Vec<u8>> {
+    let global = matrix.global_scale().unwrap_or(1.0);
+    let mut out = Vec::with_capacity(matrix.rows() * matrix.cols() / 64 * 36);
+    for (r, row) in matrix.codes().outer_iter().enumerate() {
+        let row = row.as_slice().unwrap_or_default();
+        for (block, codes) in row.as_chunks::<64>().0.iter().enumerate() {
+            for first in (0..64).step_by(16) {
+                let scale = matrix.scales()[matrix.scale_at(r, block * 64 + first)] / global;
+                let code = encode_e4m3(scale);
+                if decode_e4m3(code) != scale || scale < 0.0 {
+                    return None;
+                }
+                // The sign of a zero does not count, as there is none.
+                out.push(code & 0x7f);
+            }
+            for codes in codes.as_chunks::<16>().0 {
+                out.extend((0..8).map(|j| codes[j] | codes[j + 8] << 4));
+            }
         }
     }
     Some(out)
