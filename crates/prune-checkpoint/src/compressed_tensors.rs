@@ -1,7 +1,9 @@
-//! The format `pack-quantized` of compressed-tensors.
+//! The formats `pack-quantized`, `nvfp4-pack-quantized` and `mxfp4-pack-quantized` of
+//! compressed-tensors.
 
 mod config;
 mod format;
+mod fp4;
 mod reader;
 
 pub use format::CompressedTensors;

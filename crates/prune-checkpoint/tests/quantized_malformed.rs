@@ -18,6 +18,7 @@ fn tensor(name: &str, dtype: DType, shape: &[usize], byte: u8) -> (TensorInfo, V
     let bytes = match dtype {
         // A small finite number.
         DType::F16 => [0x00, 0x2c].repeat(info.numel()),
+        DType::F32 => 3.5f32.to_le_bytes().repeat(info.numel()),
         _ => vec![byte; info.nbytes()],
     };
     (info, bytes)
@@ -40,6 +41,32 @@ fn compressed_tensors() -> Model {
         "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } },
     }});
     Model { tensors, config }
+}
+
+fn fp4(format: &str, weights: Value, scale: DType, groups: usize) -> Model {
+    let tensors = vec![
+        tensor("weight_packed", DType::U8, &[40, 32], 0x5a),
+        tensor("weight_scale", scale, &[40, groups], 0x38),
+    ];
+    let config = json!({ "quantization_config": {
+        "quant_method": "compressed-tensors", "format": format, "version": "0.20.1",
+        "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } },
+    }});
+    Model { tensors, config }
+}
+
+fn nvfp4() -> Model {
+    let weights = json!({
+        "num_bits": 4, "type": "float", "symmetric": true, "strategy": "tensor_group", "group_size": 16,
+    });
+    let mut model = fp4("nvfp4-pack-quantized", weights, DType::F8E4M3, 4);
+    model.tensors.push(tensor("weight_global_scale", DType::F32, &[1], 0));
+    model
+}
+
+fn mxfp4() -> Model {
+    let weights = json!({ "num_bits": 4, "type": "float", "strategy": "group", "group_size": 32 });
+    fp4("mxfp4-pack-quantized", weights, DType::U8, 2)
 }
 
 fn gptq() -> Model {
@@ -125,12 +152,29 @@ fn kind(error: &Error) -> Option<Kind> {
 type Case = (&'static str, fn() -> Model, fn(&mut Model), Kind, &'static str);
 
 #[rustfmt::skip]
-const CASES: [Case; 34] = [
+const CASES: [Case; 51] = [
     ("no quantization_config", gptq, |m| m.config = json!({}), Kind::Field, "quantization_config"),
     ("another method", gptq, |m| m.quantization()["quant_method"] = json!("bitsandbytes"), Kind::Unsupported, "bitsandbytes"),
     ("no quantised tensors", gptq, |m| m.tensors.retain(|(t, _)| t.name == "l.scales"), Kind::Field, "qweight"),
     ("a weight beside its codes", gptq, |m| m.tensors.push(tensor("weight", DType::F16, &[32, 64], 0)), Kind::Duplicate, "l.weight"),
-    ("ct: another format", compressed_tensors, |m| m.quantization()["format"] = json!("nvfp4-pack-quantized"), Kind::Unsupported, "nvfp4"),
+    ("ct: another format", compressed_tensors, |m| m.quantization()["format"] = json!("mxfp8-quantized"), Kind::Unsupported, "mxfp8"),
+    ("ct: another format of a group", compressed_tensors, |m| m.quantization()["config_groups"]["group_0"]["format"] = json!("mxfp6-pack-quantized"), Kind::Unsupported, "mxfp6"),
+    ("ct: several formats, none named", compressed_tensors, |m| m.quantization()["format"] = json!("mixed-precision"), Kind::Field, "group_0.format"),
+    ("ct: integers as FP4", compressed_tensors, |m| m.quantization()["format"] = json!("nvfp4-pack-quantized"), Kind::Field, "`\"float\"` in nvfp4"),
+    ("nvfp4: six bits", nvfp4, |m| m.weights()["num_bits"] = json!(6), Kind::Field, "num_bits"),
+    ("nvfp4: groups of 32", nvfp4, |m| m.weights()["group_size"] = json!(32), Kind::Field, "group_size"),
+    ("nvfp4: groups without a scale of the matrix", nvfp4, |m| m.weights()["strategy"] = json!("group"), Kind::Field, "tensor_group"),
+    ("nvfp4: zero points", nvfp4, |m| m.weights()["symmetric"] = json!(false), Kind::Field, "symmetric"),
+    ("nvfp4: no scale of the matrix", nvfp4, |m| m.drop("weight_global_scale"), Kind::Tensor, "missing"),
+    ("nvfp4: several scales of the matrix", nvfp4, |m| m.set("weight_global_scale", DType::F32, &[40]), Kind::Tensor, "[1]"),
+    ("nvfp4: a scale of the matrix in halves", nvfp4, |m| m.set("weight_global_scale", DType::F16, &[1]), Kind::Tensor, "F32"),
+    ("nvfp4: scales in bytes", nvfp4, |m| m.set("weight_scale", DType::U8, &[40, 4]), Kind::Tensor, "F8_E4M3"),
+    ("nvfp4: scales of another shape", nvfp4, |m| m.set("weight_scale", DType::F8E4M3, &[40, 2]), Kind::Tensor, "[40, 4]"),
+    ("nvfp4: codes in words", nvfp4, |m| m.set("weight_packed", DType::I32, &[40, 8]), Kind::Tensor, "U8"),
+    ("nvfp4: half a group", nvfp4, |m| m.set("weight_packed", DType::U8, &[40, 28]), Kind::Tensor, "rows of 8 bytes"),
+    ("nvfp4: no codes", nvfp4, |m| m.set("weight_packed", DType::U8, &[0, 32]), Kind::Tensor, "weight_packed"),
+    ("mxfp4: groups of 16", mxfp4, |m| m.weights()["group_size"] = json!(16), Kind::Field, "mxfp4-pack-quantized"),
+    ("mxfp4: scales in FP8", mxfp4, |m| m.set("weight_scale", DType::F8E4M3, &[40, 2]), Kind::Tensor, "U8"),
     ("ct: no groups", compressed_tensors, |m| m.quantization()["config_groups"] = json!({}), Kind::Field, "config_groups"),
     ("ct: nine bits", compressed_tensors, |m| m.weights()["num_bits"] = json!(9), Kind::Field, "num_bits"),
     ("ct: floats", compressed_tensors, |m| m.weights()["type"] = json!("float"), Kind::Field, "`int`"),
@@ -166,7 +210,7 @@ const CASES: [Case; 34] = [
 fn what_is_wrong_is_named_when_the_checkpoint_is_opened() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model");
-    for good in [compressed_tensors, gptq, awq] {
+    for good in [compressed_tensors, nvfp4, mxfp4, gptq, awq] {
         let model = good().open(&path).unwrap();
         model.read_quantized(&LayerId::new("l")).unwrap();
     }
@@ -185,8 +229,28 @@ fn wrong_contents_are_named_when_a_layer_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model");
     type Case = (&'static str, fn() -> Model, fn(&mut Model), &'static str);
-    let cases: [Case; 4] = [
+    let cases: [Case; 9] = [
         ("NaN scales", compressed_tensors, |m| m.at("weight_scale").1[1] = 0x7e, "NaN"),
+        ("NaN scales", nvfp4, |m| m.at("weight_scale").1[5] = 0xff, "0xff, which is NaN, at 5"),
+        ("NaN scales", mxfp4, |m| m.at("weight_scale").1[7] = 0xff, "0xff, which is NaN, at 7"),
+        (
+            "a NaN scale of the matrix",
+            nvfp4,
+            |m| m.at("weight_global_scale").1 = f32::NAN.to_le_bytes().to_vec(),
+            "NaN",
+        ),
+        (
+            "a zero scale of the matrix",
+            nvfp4,
+            |m| m.at("weight_global_scale").1 = vec![0; 4],
+            "finite number but 0",
+        ),
+        (
+            "an infinite scale of the matrix",
+            nvfp4,
+            |m| m.at("weight_global_scale").1 = f32::INFINITY.to_le_bytes().to_vec(),
+            "inf",
+        ),
         ("NaN scales", awq, |m| m.at("scales").1[1] = 0x7e, "NaN"),
         ("a group that does not exist", gptq, |m| m.at("g_idx").1[0] = 2, "groups below 2"),
         ("a negative group", gptq, |m| m.at("g_idx").1[3] = 0x80, "groups below 2"),

@@ -13,11 +13,15 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized").join(name)
 }
 
-const ALL: [(&str, &str, usize); 5] = [
+const ALL: [(&str, &str, usize); 9] = [
     ("compressed_tensors", "compressed-tensors", 7),
     ("compressed_tensors_old", "compressed-tensors", 4),
+    ("compressed_tensors_nvfp4", "compressed-tensors", 2),
+    ("compressed_tensors_mxfp4", "compressed-tensors", 2),
+    ("compressed_tensors_mixed", "compressed-tensors", 2),
     ("gptq_v1", "gptq", 4),
     ("gptq_v2", "gptq", 5),
+    ("gptq_p", "gptq", 6),
     ("awq", "awq", 2),
 ];
 
@@ -65,8 +69,12 @@ fn parts_of_a_weight_are_slices_of_the_whole() {
 fn encoding_gives_the_bytes_of_the_reference() {
     for (name, format) in [
         ("compressed_tensors", "compressed-tensors"),
+        ("compressed_tensors_nvfp4", "compressed-tensors"),
+        ("compressed_tensors_mxfp4", "compressed-tensors"),
+        ("compressed_tensors_mixed", "compressed-tensors"),
         ("gptq_v1", "gptq-v1"),
         ("gptq_v2", "gptq"),
+        ("gptq_p", "gptq-p"),
         ("awq", "awq"),
     ] {
         let model = QuantizedCheckpoint::open(&fixture(name)).unwrap();
@@ -168,16 +176,71 @@ fn codes_go_between_all_formats_without_loss() {
         }
         counts.push((from, converted));
     }
-    // To compressed-tensors, gptq, gptq-v1 and awq. What is missing has 40 rows, scales in bf16,
-    // another width than four bits, an order of groups, or zero points of 0.
+    // To compressed-tensors, gptq, gptq-v1, gptq-p and awq. What is missing has 40 rows, scales in
+    // bf16, another width than four bits, an order of groups, zero points of 0, or codes that are
+    // no integers.
     let want = [
-        ("compressed_tensors", vec![7, 0, 0, 0]),
-        ("compressed_tensors_old", vec![4, 0, 0, 0]),
-        ("gptq_v1", vec![4, 4, 4, 1]),
-        ("gptq_v2", vec![3, 5, 1, 1]),
-        ("awq", vec![2, 2, 0, 2]),
+        ("compressed_tensors", vec![7, 0, 0, 0, 0]),
+        ("compressed_tensors_old", vec![4, 0, 0, 0, 0]),
+        ("compressed_tensors_nvfp4", vec![2, 0, 0, 0, 0]),
+        ("compressed_tensors_mxfp4", vec![2, 0, 0, 0, 0]),
+        ("compressed_tensors_mixed", vec![2, 0, 0, 0, 0]),
+        ("gptq_v1", vec![4, 4, 4, 4, 1]),
+        ("gptq_v2", vec![3, 5, 1, 5, 1]),
+        ("gptq_p", vec![5, 6, 0, 6, 1]),
+        ("awq", vec![2, 2, 0, 2, 2]),
     ];
     assert_eq!(counts, want);
+}
+
+/// compressed-tensors divides by the scale of the matrix, and BF16 holds what it delivers.
+#[test]
+fn blocks_of_fp4_have_the_scales_of_the_library() {
+    let model = QuantizedCheckpoint::open(&fixture("compressed_tensors_nvfp4")).unwrap();
+    let layer = &model.layers()[1];
+    assert_eq!(layer.scheme, QuantScheme::nvfp4());
+    let matrix = model.read_quantized(&layer.id).unwrap();
+    let absmax = matrix.dequantize().iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let global = matrix.global_scale().unwrap();
+    assert!((global * absmax / 2688.0 - 1.0).abs() < 1e-5, "{global} {absmax}");
+    // What belongs to activations is no tensor of the delivered model.
+    assert!(model.tensors().iter().all(|t| !t.name.ends_with("scale")));
+    let model = QuantizedCheckpoint::open(&fixture("compressed_tensors_mxfp4")).unwrap();
+    for layer in model.layers() {
+        assert_eq!(layer.scheme, QuantScheme::mxfp4());
+        let exact = model.read_quantized(&layer.id).unwrap().dequantize();
+        let delivered = model.read_f32(&layer.id.weight_name()).unwrap();
+        assert_eq!(exact.into_raw_vec_and_offset().0, delivered);
+    }
+}
+
+/// Of five, six and seven bits GPTQModel trusts neither the name of the format nor that of v1's
+/// zero points.
+#[test]
+fn planar_widths_are_read_whatever_the_version_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let stored = fixture("gptq_p");
+    let model = QuantizedCheckpoint::open(&stored).unwrap();
+    let text = std::fs::read_to_string(stored.join("config.json")).unwrap();
+    for version in ["gptq", "gptq_v2"] {
+        let out = directory.path().join(version);
+        std::fs::create_dir(&out).unwrap();
+        std::fs::copy(stored.join("model.safetensors"), out.join("model.safetensors")).unwrap();
+        std::fs::write(out.join("config.json"), text.replace("gptq_p", version)).unwrap();
+        let other = QuantizedCheckpoint::open(&out).unwrap();
+        for layer in model.layers() {
+            let (a, b) = (
+                model.read_quantized(&layer.id).unwrap(),
+                other.read_quantized(&layer.id).unwrap(),
+            );
+            match (layer.scheme.number.bits(), version) {
+                // Dense words of three bits are other codes.
+                (3, _) => assert!(a.codes() != b.codes()),
+                (4, "gptq") => assert!(a.codes() == b.codes() && a.zeros() != b.zeros()),
+                _ => assert_eq!(a, b, "{version}: {}", layer.id),
+            }
+        }
+    }
 }
 
 /// As compressed-tensors 0.20.0 packs them, and 0.13.0 before.

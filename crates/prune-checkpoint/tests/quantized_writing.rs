@@ -3,8 +3,11 @@
 
 use ndarray::Array2;
 use proptest::prelude::*;
-use prune_checkpoint::{Error, QUANT_FORMATS, quant_format};
-use prune_core::{LayerId, QuantScheme, QuantizedMatrix, QuantizedParts, ZeroPoint};
+use prune_checkpoint::{Error, QUANT_FORMATS, decode_layer, quant_format};
+use prune_core::{
+    LayerId, QuantScheme, QuantizedMatrix, QuantizedParts, TensorInfo, TensorSource, ZeroPoint,
+    decode_e4m3, decode_e8m0,
+};
 use serde_json::json;
 
 fn matrix(rows: usize, cols: usize, scheme: QuantScheme) -> QuantizedMatrix {
@@ -112,6 +115,59 @@ fn compressed_tensors_says_what_vllm_expects() {
     );
 }
 
+/// The fields that compressed-tensors 0.20.1 writes for its presets `NVFP4A16` and `MXFP4A16`.
+#[test]
+fn compressed_tensors_says_how_fp4_is_grouped() {
+    let format = quant_format("compressed-tensors").unwrap();
+    let layer = |name: &str, scheme: &str| (LayerId::new(name), scheme.parse().unwrap());
+    for (scheme, name, strategy, group, dtype) in [
+        ("nvfp4", "nvfp4-pack-quantized", "tensor_group", 16, "torch.float8_e4m3fn"),
+        ("mxfp4", "mxfp4-pack-quantized", "group", 32, "torch.uint8"),
+    ] {
+        let config = format.config(&[layer("a", scheme)], &[]).unwrap();
+        assert_eq!(config["format"], name);
+        let group_0 = &config["config_groups"]["group_0"];
+        assert_eq!((&group_0["targets"], &group_0["format"]), (&json!(["Linear"]), &json!(null)));
+        for (field, value) in [
+            ("num_bits", json!(4)),
+            ("type", json!("float")),
+            ("symmetric", json!(true)),
+            ("strategy", json!(strategy)),
+            ("group_size", json!(group)),
+            ("dynamic", json!(false)),
+            ("scale_dtype", json!(dtype)),
+        ] {
+            assert_eq!(group_0["weights"][field], value, "{scheme} {field}");
+        }
+    }
+    let layers = [layer("a", "nvfp4"), layer("b", "int4 g32"), layer("c", "int8 g32")];
+    let config = format.config(&layers, &[]).unwrap();
+    assert_eq!(config["format"], "mixed-precision");
+    let formats: Vec<_> = config["config_groups"].as_object().unwrap().values().collect();
+    let names = ["nvfp4-pack-quantized", "pack-quantized", "pack-quantized"];
+    assert!(formats.iter().map(|g| &g["format"]).eq(names.iter()));
+    assert_eq!(formats[0]["targets"], json!(["a"]));
+}
+
+#[test]
+fn planar_layers_of_gptq_name_the_format_of_gptqmodel() {
+    let layers = |bits: &[u8]| -> Vec<(LayerId, QuantScheme)> {
+        let scheme = |b: &u8| QuantScheme::int(*b).unwrap().group(32);
+        bits.iter().map(|b| (LayerId::new(format!("l{b}")), scheme(b))).collect()
+    };
+    let written = |format: &str, bits: &[u8]| {
+        let format = quant_format(format).unwrap();
+        Ok::<_, Error>(format.config(&layers(bits), &[])?["checkpoint_format"].clone())
+    };
+    assert_eq!(written("gptq", &[2, 3, 4, 8]).unwrap(), "gptq_v2");
+    assert_eq!(written("gptq", &[4, 5]).unwrap(), "gptq_p");
+    assert_eq!(written("gptq-p", &[3]).unwrap(), "gptq_p");
+    assert_eq!(written("gptq-p", &[3, 5]).unwrap(), "gptq_p");
+    assert_eq!(written("gptq-v1", &[3, 4]).unwrap(), "gptq");
+    let e = written("gptq", &[3, 7]).unwrap_err();
+    assert!(matches!(e, Error::Plan { .. }) && e.to_string().contains("gptq-p"), "{e}");
+}
+
 #[test]
 fn layers_of_several_schemes_are_listed_by_name() {
     let scheme = |text: &str| text.parse::<QuantScheme>().unwrap();
@@ -141,6 +197,13 @@ fn what_a_format_cannot_hold_is_refused_with_the_way_out() {
         ("compressed-tensors", "int4 g32 float", 32, 64, "sym"),
         ("compressed-tensors", "int4 g48", 32, 64, "rest"),
         ("compressed-tensors", "int4 flat64", 32, 64, "within rows"),
+        ("compressed-tensors", "nvfp4", 32, 24, "rest"),
+        ("compressed-tensors", "mxfp4", 32, 48, "rest"),
+        ("compressed-tensors", "mxfp4 g16", 32, 64, "`mxfp4`"),
+        ("compressed-tensors", "e4m3 f32", 32, 64, "`nvfp4`"),
+        ("gptq", "nvfp4", 32, 64, "integers"),
+        ("gptq-v1", "int5 g32", 32, 64, "`gptq-p`"),
+        ("gptq-p", "int5 g32", 32, 33, "multiples of 32"),
         ("gptq", "int4 g32 bf16", 32, 64, "f16"),
         ("gptq", "int4 g32", 31, 64, "multiples of 32"),
         ("gptq", "int4 tensor", 32, 64, "channel"),
@@ -159,9 +222,13 @@ fn what_a_format_cannot_hold_is_refused_with_the_way_out() {
     let mut parts = matrix(32, 64, "int4 g32".parse().unwrap()).into_parts();
     parts.group_index = Some((0..64).map(|c| c % 2).collect());
     let ordered = QuantizedMatrix::from_parts("w", parts.clone()).unwrap();
-    for (format, ok) in
-        [("compressed-tensors", false), ("awq", false), ("gptq", true), ("gptq-v1", true)]
-    {
+    for (format, ok) in [
+        ("compressed-tensors", false),
+        ("awq", false),
+        ("gptq", true),
+        ("gptq-v1", true),
+        ("gptq-p", true),
+    ] {
         let encoded = quant_format(format).unwrap().encode(&LayerId::new("w"), &ordered);
         assert_eq!(encoded.is_ok(), ok, "{format}");
     }
@@ -174,8 +241,122 @@ fn what_a_format_cannot_hold_is_refused_with_the_way_out() {
     }
 }
 
+/// Tensors of one layer in memory.
+struct Stored {
+    infos: Vec<TensorInfo>,
+    bytes: Vec<Vec<u8>>,
+}
+
+impl Stored {
+    fn new(mut tensors: Vec<(TensorInfo, Vec<u8>)>) -> Self {
+        tensors.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        let (infos, bytes) = tensors.into_iter().unzip();
+        Self { infos, bytes }
+    }
+}
+
+impl TensorSource for Stored {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn read_at(&self, name: &str, offset: usize, buf: &mut [u8]) -> prune_core::Result<()> {
+        let at = self.infos.iter().position(|t| t.name == name).unwrap();
+        buf.copy_from_slice(&self.bytes[at][offset..offset + buf.len()]);
+        Ok(())
+    }
+}
+
+/// Any codes of FP4 under any scales that the scheme has.
+fn fp4(
+    scheme: QuantScheme,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+    global: f32,
+) -> QuantizedMatrix {
+    let mxfp4 = scheme == QuantScheme::mxfp4();
+    let mut bytes = bytes.iter().cycle().copied();
+    let mut next = |_| bytes.next().unwrap_or_default();
+    let scale = |b: u8| if mxfp4 { decode_e8m0(b) } else { decode_e4m3(b) };
+    let shape = scheme.granularity.scales_shape(rows, cols);
+    let parts = QuantizedParts {
+        scheme,
+        codes: Array2::from_shape_fn((rows, cols), |_| next(()) & 15),
+        scales: Array2::from_shape_fn(shape, |_| match scale(next(())) {
+            x if x.is_nan() => 1.0,
+            x => x,
+        }),
+        zeros: None,
+        global_scale: (!mxfp4).then_some(global),
+        group_index: None,
+        column_scales: None,
+    };
+    QuantizedMatrix::from_parts("w", parts).unwrap()
+}
+
+#[test]
+fn scales_that_fp4_cannot_store_are_refused() {
+    let format = quant_format("compressed-tensors").unwrap();
+    for (scheme, word) in [("nvfp4", "E4M3"), ("mxfp4", "powers of two")] {
+        let mut parts = fp4(scheme.parse().unwrap(), 2, 64, &[3, 120], 7.0).into_parts();
+        parts.scales[[1, 1]] = 0.3;
+        let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+        let e = format.encode(&LayerId::new("w"), &m).unwrap_err().to_string();
+        assert!(e.contains(word) && e.contains("0.3") && e.contains("w.weight"), "{e}");
+    }
+    let mut parts = fp4(QuantScheme::mxfp4(), 2, 64, &[3, 120], 7.0).into_parts();
+    parts.global_scale = Some(2.0);
+    let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+    let e = format.encode(&LayerId::new("w"), &m).unwrap_err().to_string();
+    assert!(e.contains("whole matrix"), "{e}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn fp4_comes_back_as_it_was(
+        bytes in prop::collection::vec(any::<u8>(), 1..400), mxfp4 in any::<bool>(),
+        rows in 1usize..4, cols in 1usize..4, global in 1e-3f32..1e6,
+    ) {
+        let scheme = if mxfp4 { QuantScheme::mxfp4() } else { QuantScheme::nvfp4() };
+        let m = fp4(scheme, rows, 32 * cols, &bytes, global);
+        let format = quant_format("compressed-tensors").unwrap();
+        let layer = LayerId::new("w");
+        let encoded = format.encode(&layer, &m).unwrap();
+        prop_assert_eq!(encoded.iter().map(|(_, b)| b.len()).sum::<usize>(), m.nbytes());
+        for (info, bytes) in &encoded {
+            prop_assert_eq!(info.nbytes(), bytes.len());
+        }
+        let stored = Stored::new(encoded.clone());
+        let back = decode_layer(&*format, &layer, &scheme, &stored).unwrap();
+        prop_assert_eq!(&back, &m);
+        prop_assert_eq!(format.encode(&layer, &back).unwrap(), encoded);
+    }
+
+    /// Codes, scales and zero points of every width in every packing of GPTQ.
+    #[test]
+    fn gptq_comes_back_as_it_was(bits in 2u8..9, rows in 1usize..3, cols in 1usize..3, add in any::<u8>()) {
+        let scheme = QuantScheme::int(bits).unwrap().group(32).zero(ZeroPoint::Integer);
+        let mut parts = matrix(32 * rows, 32 * cols, scheme).into_parts();
+        let top = ((1u32 << bits) - 1) as u8;
+        parts.codes.mapv_inplace(|c| c.wrapping_add(add) & top);
+        let zeros = (0..).map(|i: usize| ((11 * i + 1) % usize::from(top)) as f32 + 1.0);
+        parts.zeros.as_mut().unwrap().iter_mut().zip(zeros).for_each(|(z, v)| *z = v);
+        let m = QuantizedMatrix::from_parts("w", parts).unwrap();
+        let layer = LayerId::new("w");
+        for name in ["gptq", "gptq-p", "gptq-v1"] {
+            let format = quant_format(name).unwrap();
+            let Ok(encoded) = format.encode(&layer, &m) else {
+                prop_assert!(name == "gptq-v1" && (5..8).contains(&bits));
+                continue;
+            };
+            let back = decode_layer(&*format, &layer, &scheme, &Stored::new(encoded)).unwrap();
+            prop_assert_eq!(back.codes(), m.codes(), "{} {}", name, bits);
+            prop_assert_eq!(back.zeros(), m.zeros(), "{} {}", name, bits);
+        }
+    }
 
     #[test]
     fn bytes_are_as_many_as_planned(
@@ -189,7 +370,8 @@ proptest! {
             let format = quant_format(name).unwrap();
             let layer = LayerId::new("w");
             let Ok(plan) = format.plan(&layer, m.rows(), m.cols(), &scheme) else {
-                prop_assert!(*name == "awq" && bits != 4);
+                let no_v1 = *name == "gptq-v1" && (5..8).contains(&bits);
+                prop_assert!(*name == "awq" && bits != 4 || no_v1);
                 continue;
             };
             let encoded = format.encode(&layer, &m).unwrap();

@@ -72,7 +72,7 @@ pub(crate) enum Command {
         model: String,
         #[command(flatten)]
         output: OutputArgs,
-        /// dense, compressed-tensors, gptq, gptq-v1, awq or gguf.
+        /// dense, compressed-tensors, gptq, gptq-p, gptq-v1, awq or gguf.
         #[arg(long)]
         format: String,
         /// The GGUF type of layers whose codes have none: f16, q8_0, q4_k and others.
@@ -213,7 +213,8 @@ pub(crate) struct QuantArgs {
     /// How scales are stored: f16, bf16 or f32.
     #[arg(long, default_value = "f16", conflicts_with = "recipe")]
     pub(crate) scales: String,
-    /// The whole scheme in place of the flags above: "nf4 flat64 double", "int4 g64 asym bf16".
+    /// The whole scheme in place of the flags above: "nf4 flat64 double", "int4 g64 asym bf16",
+    /// nvfp4, mxfp4.
     #[arg(long, conflicts_with_all = ["recipe", "bits", "levels", "group", "zero"])]
     pub(crate) scheme: Option<String>,
     /// The GGUF type for the method ggml: q4_0, q8_0, q4_k, q6_k and others.
@@ -223,7 +224,7 @@ pub(crate) struct QuantArgs {
     /// says that it was pruned.
     #[arg(long, conflicts_with_all = ["recipe", "kind"])]
     pub(crate) keep_zeros: Option<bool>,
-    /// dense, compressed-tensors, gptq, gptq-v1, awq or gguf.
+    /// dense, compressed-tensors, gptq, gptq-p, gptq-v1, awq or gguf.
     #[arg(long)]
     pub(crate) format: Option<String>,
     /// The GGUF type of embeddings and output matrix; llama.cpp's own choice by default.

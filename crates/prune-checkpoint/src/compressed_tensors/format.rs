@@ -5,10 +5,15 @@ use prune_core::{
 use serde_json::Value;
 
 use super::config;
+use super::fp4::Fp4;
 use crate::quantized::{check_extras, refuse, scale_dtype, words_to_bytes};
 use crate::{QuantFormat, Result};
 
-/// compressed-tensors' `pack-quantized`, as vLLM and transformers read it.
+/// compressed-tensors, as vLLM and transformers read it: `pack-quantized` for integers,
+/// `nvfp4-pack-quantized` and `mxfp4-pack-quantized` for FP4, and `mixed-precision` where a model
+/// has layers of several of them.
+///
+/// Integers of 1 to 8 bits:
 ///
 /// | tensor | dtype | shape | contents |
 /// |---|---|---|---|
@@ -19,10 +24,21 @@ use crate::{QuantFormat, Result};
 ///
 /// Codes are packed without gaps, as since release 0.18; for 1, 2, 4 and 8 bits older readers see
 /// the same. An order of groups (`weight_g_idx`) is not written: readers have dropped it.
+///
+/// FP4, with the schemes [`QuantScheme::nvfp4`] and [`QuantScheme::mxfp4`]:
+///
+/// | tensor | dtype | shape | contents |
+/// |---|---|---|---|
+/// | `weight_packed` | U8 | `[out, in / 2]` | two codes a byte, the even one in the low nibble |
+/// | `weight_scale` | F8_E4M3 (NVFP4) | `[out, in / 16]` | scales |
+/// | `weight_scale` | U8 (MXFP4) | `[out, in / 32]` | exponents of scales, plus 127 (E8M0) |
+/// | `weight_global_scale` | F32 (NVFP4) | `[1]` | what all scales are divided by: 2688 over the largest magnitude |
+///
+/// ModelOpt stores the inverse of that last number, and calls it `weight_scale_2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CompressedTensors;
 
-const NAME: &str = "compressed-tensors";
+pub(super) const NAME: &str = "compressed-tensors";
 
 impl QuantFormat for CompressedTensors {
     fn name(&self) -> &'static str {
@@ -36,9 +52,12 @@ impl QuantFormat for CompressedTensors {
         cols: usize,
         scheme: &QuantScheme,
     ) -> Result<Vec<TensorInfo>> {
+        if let Some(kind) = Fp4::of_scheme(scheme) {
+            return kind.plan(layer, rows, cols);
+        }
         let no = |expected| refuse(NAME, layer, format!("`{scheme}`"), expected);
         let NumberFormat::Int { bits } = scheme.number else {
-            return Err(no("integers of 1 to 8 bits"));
+            return Err(no("integers of 1 to 8 bits, `nvfp4` or `mxfp4`"));
         };
         if scheme.zero == ZeroPoint::Float {
             return Err(no("`sym` or `asym` zero points"));
@@ -82,8 +101,6 @@ impl QuantFormat for CompressedTensors {
         matrix: &QuantizedMatrix,
     ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
         let (rows, cols, scheme) = (matrix.rows(), matrix.cols(), matrix.scheme());
-        let plan = self.plan(layer, rows, cols, &scheme)?;
-        check_extras(NAME, layer, matrix)?;
         if matrix.group_index().is_some() {
             return Err(refuse(
                 NAME,
@@ -93,6 +110,11 @@ impl QuantFormat for CompressedTensors {
                  with static groups",
             ));
         }
+        if let Some(kind) = Fp4::of_scheme(&scheme) {
+            return kind.encode(layer, matrix);
+        }
+        let plan = self.plan(layer, rows, cols, &scheme)?;
+        check_extras(NAME, layer, matrix)?;
         let bits = scheme.number.bits();
         let mut packed = Vec::with_capacity(plan[0].nbytes());
         for row in matrix.codes().outer_iter() {

@@ -7,13 +7,13 @@ use prune_core::{
 };
 use serde_json::Value;
 
-use super::config::Config;
+use super::config::{Config, Weights};
 use crate::Result;
 use crate::quantized::{
     LayerReader, LayerTensors, QuantizedLayer, Reader, i32s, scale_format, u32s,
 };
 
-/// Reads `pack-quantized` checkpoints.
+/// Reads checkpoints of compressed-tensors: integers here, FP4 by [`Fp4`](super::fp4::Fp4).
 #[derive(Debug)]
 pub(crate) struct PackedReader {
     config: Config,
@@ -57,8 +57,12 @@ struct PackedLayer {
     ordered: bool,
 }
 
-const PACKED: &str = "weight_packed";
-const SCALE: &str = "weight_scale";
+pub(super) const PACKED: &str = "weight_packed";
+pub(super) const SCALE: &str = "weight_scale";
+/// The divisor of all scales of NVFP4.
+pub(super) const GLOBAL_SCALE: &str = "weight_global_scale";
+/// The same of activations, which are delivered as they are.
+const INPUT_GLOBAL_SCALE: &str = "input_global_scale";
 const ZERO: &str = "weight_zero_point";
 const SHAPE: &str = "weight_shape";
 const ORDER: &str = "weight_g_idx";
@@ -73,11 +77,14 @@ impl Reader for PackedReader {
     }
 
     fn endings(&self) -> &'static [&'static str] {
-        &[PACKED, SCALE, ZERO, SHAPE, ORDER]
+        &[PACKED, SCALE, ZERO, SHAPE, ORDER, GLOBAL_SCALE, INPUT_GLOBAL_SCALE]
     }
 
     fn layer(&self, tensors: &LayerTensors<'_>) -> Result<Box<dyn LayerReader>> {
-        let weights = self.config.of(tensors.layer)?;
+        let weights = match self.config.of(tensors.layer)? {
+            Weights::Fp4(kind) => return Ok(Box::new(kind.layer(tensors)?)),
+            Weights::Integers(weights) => weights,
+        };
         let bits = u32::from(weights.bits);
         let packed = tensors.require(PACKED)?;
         tensors.check_dtype(packed, PACKED, DType::I32)?;

@@ -1,17 +1,87 @@
 use std::path::Path;
 
-use prune_core::{Granularity, LayerId, QuantScheme, ZeroPoint};
+use prune_core::{
+    Granularity, LayerId, QuantScheme, ZeroPoint, pack_dense, pack_planar, unpack_dense,
+    unpack_planar,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
-/// How zero points are stored.
+/// How zero points and codes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
-    /// One less than they are, modulo 2^bits.
+    /// Zero points one less than they are, modulo 2^bits.
     V1,
-    /// As they are.
+    /// Zero points as they are.
     V2,
+    /// Zero points as they are, codes in bit planes.
+    Planar,
+}
+
+/// Widths that GPTQModel stores in bit planes, with zero points as they are, whatever the version.
+const ONLY_PLANAR: [u32; 3] = [5, 6, 7];
+
+impl Version {
+    const ALL: [Version; 3] = [Version::V1, Version::V2, Version::Planar];
+
+    /// What a checkpoint calls it.
+    fn checkpoint_format(self) -> &'static str {
+        match self {
+            Version::V1 => "gptq",
+            Version::V2 => "gptq_v2",
+            Version::Planar => "gptq_p",
+        }
+    }
+
+    /// Whether codes of this width lie in bit planes. Those of 1, 2, 4 and 8 bits are the same
+    /// either way.
+    pub(super) fn is_planar(self, bits: u32) -> bool {
+        self == Version::Planar || ONLY_PLANAR.contains(&bits)
+    }
+
+    /// What a zero point is more than stored.
+    pub(super) fn zero_offset(self, bits: u32) -> u8 {
+        u8::from(self == Version::V1 && !self.is_planar(bits))
+    }
+
+    /// `codes` in words.
+    pub(super) fn pack(self, codes: &[u8], bits: u32) -> Vec<u32> {
+        match self.is_planar(bits) {
+            true => pack_planar(codes, bits),
+            false => pack_dense(codes, bits),
+        }
+    }
+
+    /// The first `count` codes in words made by [`Version::pack`].
+    pub(super) fn unpack(
+        self,
+        words: &[u32],
+        bits: u32,
+        count: usize,
+    ) -> prune_core::Result<Vec<u8>> {
+        match self.is_planar(bits) {
+            true => unpack_planar(words, bits, count),
+            false => unpack_dense(words, bits, count),
+        }
+    }
+
+    /// The version that a file with codes of these widths says it is.
+    fn of_file(self, bits: &[u32]) -> Result<Self> {
+        if self != Version::V2 || !bits.iter().any(|b| ONLY_PLANAR.contains(b)) {
+            return Ok(self);
+        }
+        // It would make codes of three bits planar, too, which have been packed without.
+        match bits.contains(&3) {
+            false => Ok(Version::Planar),
+            true => Err(Error::Plan {
+                what: "gptq".to_string(),
+                reason: "layers of 5, 6 or 7 bits, which lie in bit planes, beside layers of 3 \
+                         bits, which do not, have no name; take the format `gptq-p`"
+                    .to_string(),
+            }),
+        }
+    }
 }
 
 /// What `quantization_config` says.
@@ -38,20 +108,15 @@ impl Config {
             .iter()
             .find_map(|field| json[*field].as_str())
             .unwrap_or("gptq");
-        let version = match format {
-            "gptq" => Version::V1,
-            "gptq_v2" => Version::V2,
-            other => {
-                return Err(Error::Unsupported {
-                    path: path.to_path_buf(),
-                    what: format!(
-                        "the GPTQ checkpoint format `{}`",
-                        other.chars().take(60).collect::<String>()
-                    ),
-                    instead: "`gptq` and `gptq_v2` are read".to_string(),
-                });
-            }
-        };
+        let version = Version::ALL.into_iter().find(|v| v.checkpoint_format() == format);
+        let version = version.ok_or_else(|| Error::Unsupported {
+            path: path.to_path_buf(),
+            what: format!(
+                "the GPTQ checkpoint format `{}`",
+                format.chars().take(60).collect::<String>()
+            ),
+            instead: "`gptq`, `gptq_v2` and `gptq_p` are read".to_string(),
+        })?;
         let bits = json["bits"]
             .as_u64()
             .filter(|b| (2..=8).contains(b))
@@ -93,6 +158,8 @@ pub(super) fn write(
     let main = counts.iter().rev().max_by_key(|(_, n)| *n).map(|(s, _)| *s).ok_or_else(|| {
         Error::Plan { what: "gptq".to_string(), reason: "no layer is quantised".to_string() }
     })?;
+    let widths: Vec<u32> = counts.iter().map(|(s, _)| s.number.bits()).collect();
+    let version = version.of_file(&widths)?;
     let symmetric = |s: &QuantScheme| s.zero == ZeroPoint::Symmetric;
     let (bits, group_size) = numbers(&main);
     let mut dynamic = Map::new();
@@ -108,10 +175,7 @@ pub(super) fn write(
     }
     let mut config = json!({
         "quant_method": "gptq",
-        "checkpoint_format": match version {
-            Version::V1 => "gptq",
-            Version::V2 => "gptq_v2",
-        },
+        "checkpoint_format": version.checkpoint_format(),
         "bits": bits,
         "group_size": group_size,
         // Whether or not columns were reordered, `g_idx` says it; readers that trust this field

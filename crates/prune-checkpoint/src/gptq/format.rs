@@ -1,6 +1,6 @@
 use prune_core::{
     DType, Granularity, LayerId, NumberFormat, QuantScheme, QuantizedMatrix, ScaleFormat,
-    TensorInfo, ZeroPoint, encode_f32, pack_dense,
+    TensorInfo, ZeroPoint, encode_f32,
 };
 use serde_json::Value;
 
@@ -12,10 +12,15 @@ use crate::{QuantFormat, Result};
 ///
 /// | tensor | dtype | shape | contents |
 /// |---|---|---|---|
-/// | `qweight` | I32 | `[in · bits / 32, out]` | codes, dense along the inputs |
-/// | `qzeros` | I32 | `[groups, out · bits / 32]` | zero points, dense along the outputs |
+/// | `qweight` | I32 | `[in · bits / 32, out]` | codes along the inputs |
+/// | `qzeros` | I32 | `[groups, out · bits / 32]` | zero points along the outputs |
 /// | `scales` | F16 | `[groups, out]` | |
 /// | `g_idx` | I32 | `[in]` | the group of each input channel |
+///
+/// Codes of 2, 3, 4 and 8 bits are dense, as in [`pack_dense`](prune_core::pack_dense). For 5, 6 and
+/// 7 bits GPTQModel knows only bit planes ([`pack_planar`](prune_core::pack_planar)) and the
+/// checkpoint format `gptq_p`, as which models with such layers are marked. There 3 bits are planar,
+/// too: models with both take [`GptqPlanarFormat`].
 ///
 /// Both dimensions have to be multiples of 32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,9 +30,18 @@ pub struct GptqFormat;
 /// points less one.
 ///
 /// A zero point of 0 has no place: AutoGPTQ lets it run into the fields above, some readers take
-/// what wraps to be 2^bits. Matrices that have one are refused; symmetric ones never do.
+/// what wraps to be 2^bits. Matrices that have one are refused; symmetric ones never do. Holds 2, 3,
+/// 4 and 8 bits: readers of other widths take zero points as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GptqV1Format;
+
+/// GPTQ in bit planes, GPTQModel's checkpoint format `gptq_p`: the tensors and zero points of
+/// [`GptqFormat`], packed as [`pack_planar`](prune_core::pack_planar) does. For 2, 4 and 8 bits the
+/// words are the same.
+///
+/// From GPTQModel 7.7.0 (`utils/planar_packing.py`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GptqPlanarFormat;
 
 impl QuantFormat for GptqFormat {
     fn name(&self) -> &'static str {
@@ -93,12 +107,45 @@ impl QuantFormat for GptqV1Format {
     }
 }
 
+impl QuantFormat for GptqPlanarFormat {
+    fn name(&self) -> &'static str {
+        Version::Planar.name()
+    }
+
+    fn plan(
+        &self,
+        layer: &LayerId,
+        rows: usize,
+        cols: usize,
+        scheme: &QuantScheme,
+    ) -> Result<Vec<TensorInfo>> {
+        Version::Planar.plan(layer, rows, cols, scheme)
+    }
+
+    fn encode(
+        &self,
+        layer: &LayerId,
+        matrix: &QuantizedMatrix,
+    ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
+        Version::Planar.encode(layer, matrix)
+    }
+
+    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
+        config::write(Version::Planar, layers, dense)
+    }
+
+    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
+        Ok(vec![("quantize_config.json", config::write(Version::Planar, layers, &[])?)])
+    }
+}
+
 impl Version {
     /// Of the format that writes it.
     fn name(self) -> &'static str {
         match self {
             Version::V1 => "gptq-v1",
             Version::V2 => "gptq",
+            Version::Planar => "gptq-p",
         }
     }
 
@@ -114,6 +161,9 @@ impl Version {
         let NumberFormat::Int { bits: bits @ 2..=8 } = scheme.number else {
             return Err(no("integers of 2 to 8 bits"));
         };
+        if self == Version::V1 && self.is_planar(bits.into()) {
+            return Err(no("2, 3, 4 or 8 bits; for others take `gptq` or `gptq-p`"));
+        }
         if scheme.zero == ZeroPoint::Float {
             return Err(no("`sym` or `asym` zero points"));
         }
@@ -155,16 +205,13 @@ impl Version {
 
         let mut packed = vec![0u32; plan[0].numel()];
         for (r, row) in matrix.codes().outer_iter().enumerate() {
-            let words = pack_dense(row.as_slice().unwrap_or_default(), bits);
+            let words = self.pack(row.as_slice().unwrap_or_default(), bits);
             for (k, word) in words.into_iter().enumerate() {
                 packed[k * rows + r] = word;
             }
         }
         let middle = 1u8 << (bits - 1);
-        let less = match self {
-            Version::V1 => 1,
-            Version::V2 => 0,
-        };
+        let less = self.zero_offset(bits);
         if less > 0 && matrix.zeros().is_some_and(|z| z.iter().any(|z| *z == 0.0)) {
             let found = "a zero point of 0".to_string();
             let expected = "zero points of at least 1, which v1 stores less one; write v2, `gptq`";
@@ -178,7 +225,7 @@ impl Version {
                 Some(zeros) => (0..rows).map(|r| zeros[[r, g]] as u8 - less).collect(),
                 None => vec![middle - less; rows],
             };
-            zeros.extend(pack_dense(&of_group, bits));
+            zeros.extend(self.pack(&of_group, bits));
         }
         let scales = encode_f32(&plan[2].name, DType::F16, &scales)
             .map_err(|e| refuse(self.name(), layer, e.to_string(), "scales within f16"))?;

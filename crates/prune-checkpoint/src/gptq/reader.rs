@@ -3,7 +3,6 @@ use std::path::Path;
 use ndarray::Array2;
 use prune_core::{
     DType, Granularity, NumberFormat, QuantScheme, QuantizedMatrix, QuantizedParts, ZeroPoint,
-    unpack_dense,
 };
 use serde_json::Value;
 
@@ -13,7 +12,7 @@ use crate::quantized::{
     LayerReader, LayerTensors, QuantizedLayer, Reader, i32s, scale_format, u32s,
 };
 
-/// Reads GPTQ checkpoints, v1 and v2.
+/// Reads GPTQ checkpoints: v1, v2 and in bit planes.
 #[derive(Debug)]
 pub(crate) struct GptqReader {
     config: Config,
@@ -131,7 +130,7 @@ impl LayerReader for GptqLayer {
         let mut codes = Array2::<u8>::zeros((rows, cols));
         for (r, mut row) in codes.outer_iter_mut().enumerate() {
             let column: Vec<u32> = words.iter().skip(r).step_by(rows).copied().collect();
-            let unpacked = unpack_dense(&column, bits, cols);
+            let unpacked = self.version.unpack(&column, bits, cols);
             let unpacked = unpacked.map_err(|e| tensors.invalid(WEIGHT, e))?;
             row.iter_mut().zip(unpacked).for_each(|(code, value)| *code = value);
         }
@@ -139,12 +138,11 @@ impl LayerReader for GptqLayer {
         let mask = ((1u32 << bits) - 1) as u8;
         let mut zeros = Array2::<f32>::zeros((rows, self.groups));
         for (g, row) in words.chunks_exact((words.len() / self.groups).max(1)).enumerate() {
-            let unpacked = unpack_dense(row, bits, rows).map_err(|e| tensors.invalid(ZEROS, e))?;
+            let unpacked = self.version.unpack(row, bits, rows);
+            let unpacked = unpacked.map_err(|e| tensors.invalid(ZEROS, e))?;
             for (r, zero) in unpacked.into_iter().enumerate() {
-                zeros[[r, g]] = f32::from(match self.version {
-                    Version::V1 => zero.wrapping_add(1) & mask,
-                    Version::V2 => zero,
-                });
+                let more = self.version.zero_offset(bits);
+                zeros[[r, g]] = f32::from(zero.wrapping_add(more) & mask);
             }
         }
         let stored = tensors.read_f32(SCALES)?;

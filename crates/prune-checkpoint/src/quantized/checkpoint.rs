@@ -2,10 +2,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prune_core::{DType, LayerId, QuantizedMatrix, TensorInfo, TensorSource, encode_f32};
+use prune_core::{LayerId, QuantizedMatrix, TensorInfo, TensorSource, encode_f32};
 use serde_json::Value;
 
-use super::{LayerReader, LayerTensors, QuantizedLayer, Reader, scale_dtype};
+use super::{LayerReader, LayerTensors, QuantizedLayer, Reader, delivered_dtype};
 use crate::{
     AuxiliaryFile, Checkpoint, Contents, Error, FileState, Result, awq, compressed_tensors, gptq,
 };
@@ -13,15 +13,15 @@ use crate::{
 /// A checkpoint in compressed-tensors, GPTQ or AWQ format, read as matrices of codes or, through
 /// [`TensorSource`], as the weights that they stand for.
 ///
-/// Weights are delivered under their plain names in the dtype of the scales, with the bits that the
-/// reference decoders give. Opening reads headers and shapes and checks all of them. A layer is
+/// Weights are delivered under their plain names in the dtype of the scales (FP4 in BF16), with the
+/// bits that the reference decoders give. Opening reads headers and shapes and checks all of them. A layer is
 /// decoded when it is asked for, and the last ones are kept, one for each thread, so that layers can
 /// be read in parts.
 ///
 /// | format | variants that are read |
 /// |---|---|
-/// | compressed-tensors | `pack-quantized`, integers of 1 to 8 bits, packed before and since 0.18 |
-/// | GPTQ | `gptq` (v1) and `gptq_v2`, 2 to 8 bits, any order of groups |
+/// | compressed-tensors | `pack-quantized`, integers of 1 to 8 bits, packed before and since 0.18; `nvfp4-pack-quantized`, `mxfp4-pack-quantized`; `mixed-precision` of these |
+/// | GPTQ | `gptq` (v1), `gptq_v2` and `gptq_p` (planar), 2 to 8 bits, any order of groups |
 /// | AWQ | `gemm`, 4 bits |
 ///
 /// ```
@@ -93,7 +93,7 @@ impl QuantizedCheckpoint {
             if source.info(&name).is_ok() {
                 return Err(Error::DuplicateTensor { path: path.to_path_buf(), tensor: name });
             }
-            let dtype = scale_dtype(layer.scheme.scale).unwrap_or(DType::F32);
+            let dtype = delivered_dtype(layer.scheme.scale);
             tensors.push(TensorInfo {
                 name: name.clone(),
                 dtype,
@@ -201,7 +201,7 @@ impl QuantizedCheckpoint {
         // the others may be given a read of another layer meanwhile.
         let layer = &self.infos[index];
         let values = self.decode(index)?.dequantize();
-        let dtype = scale_dtype(layer.scheme.scale).unwrap_or(DType::F32);
+        let dtype = delivered_dtype(layer.scheme.scale);
         let name = layer.id.weight_name();
         let bytes = Arc::new(encode_f32(&name, dtype, values.as_slice().unwrap_or_default())?);
         let mut last = held();

@@ -1,10 +1,10 @@
 use prune_core::{LayerId, QuantScheme, QuantizedMatrix, TensorInfo};
 use serde_json::Value;
 
+use crate::Result;
 use crate::awq::AwqFormat;
 use crate::compressed_tensors::CompressedTensors;
-use crate::gptq::{GptqFormat, GptqV1Format};
-use crate::{Error, Result};
+use crate::gptq::{GptqFormat, GptqPlanarFormat, GptqV1Format};
 
 /// How quantised layers are written to a Hugging Face directory.
 ///
@@ -16,7 +16,7 @@ pub trait QuantFormat: Send + Sync + std::fmt::Debug {
     /// The tensors that take the place of the weight of one layer (`rows x cols`).
     ///
     /// # Errors
-    /// [`Error::Tensor`] for a shape or scheme that the format cannot hold.
+    /// [`Error::Tensor`](crate::Error::Tensor) for a shape or scheme that the format cannot hold.
     fn plan(
         &self,
         layer: &LayerId,
@@ -28,7 +28,7 @@ pub trait QuantFormat: Send + Sync + std::fmt::Debug {
     /// Those tensors with their bytes, in the order of the plan.
     ///
     /// # Errors
-    /// As [`QuantFormat::plan`]; [`Error::Tensor`] for an order of groups or scales of columns that
+    /// As [`QuantFormat::plan`]; [`Error::Tensor`](crate::Error::Tensor) for an order of groups or scales of columns that
     /// the format has no place for.
     fn encode(
         &self,
@@ -40,7 +40,7 @@ pub trait QuantFormat: Send + Sync + std::fmt::Debug {
     /// layers that stay as they are.
     ///
     /// # Errors
-    /// [`Error::Plan`] for schemes that one file of this format cannot hold side by side.
+    /// [`Error::Plan`](crate::Error::Plan) for schemes that one file of this format cannot hold side by side.
     fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value>;
 
     /// Further files that readers of the format look for.
@@ -55,15 +55,20 @@ pub trait QuantFormat: Send + Sync + std::fmt::Debug {
 /// A format: its name, a line on it, and how to make it. Adding one adds a line here.
 type Entry = (&'static str, &'static str, fn() -> Box<dyn QuantFormat>);
 
-const ENTRIES: [Entry; 4] = [
-    ("compressed-tensors", "pack-quantized: vLLM, transformers; 2 to 8 bits, mixed", || {
+const ENTRIES: [Entry; 5] = [
+    ("compressed-tensors", "vLLM, transformers; 2 to 8 bits, NVFP4, MXFP4, mixed", || {
         Box::new(CompressedTensors)
     }),
     ("gptq", "GPTQ v2: GPTQModel, vLLM; 2 to 8 bits, order of activations", || {
         Box::new(GptqFormat)
     }),
-    ("gptq-v1", "GPTQ v1: AutoGPTQ and older readers; no zero points of 0", || {
-        Box::new(GptqV1Format)
+    (
+        "gptq-v1",
+        "GPTQ v1: AutoGPTQ and older readers; 2, 3, 4, 8 bits; no zero points of 0",
+        || Box::new(GptqV1Format),
+    ),
+    ("gptq-p", "GPTQ in bit planes: GPTQModel since 7; 2 to 8 bits, mixed", || {
+        Box::new(GptqPlanarFormat)
     }),
     ("awq", "AWQ gemm: AutoAWQ, vLLM; 4 bits", || Box::new(AwqFormat)),
 ];
@@ -106,17 +111,28 @@ pub fn quant_format(name: &str) -> Option<Box<dyn QuantFormat>> {
 
 /// Checks that a matrix has what was planned for it, before it is encoded.
 pub(crate) fn check_extras(format: &str, layer: &LayerId, matrix: &QuantizedMatrix) -> Result<()> {
-    let refuse = |found: &str, expected| {
-        Err::<(), Error>(super::refuse(format, layer, found.to_string(), expected))
-    };
-    if matrix.column_scales().is_some() {
-        return refuse(
-            "scales of input channels",
-            "none; fold them into the layer before and quantise again",
-        );
+    check_column_scales(format, layer, matrix)?;
+    match matrix.global_scale() {
+        None => Ok(()),
+        Some(_) => {
+            let found = "a scale of the whole matrix".to_string();
+            Err(super::refuse(format, layer, found, "none"))
+        }
     }
-    if matrix.global_scale().is_some() {
-        return refuse("a scale of the whole matrix", "none");
+}
+
+/// Checks that a matrix has no scales of columns, before it is encoded.
+pub(crate) fn check_column_scales(
+    format: &str,
+    layer: &LayerId,
+    matrix: &QuantizedMatrix,
+) -> Result<()> {
+    match matrix.column_scales() {
+        None => Ok(()),
+        Some(_) => {
+            let found = "scales of input channels".to_string();
+            let expected = "none; fold them into the layer before and quantise again";
+            Err(super::refuse(format, layer, found, expected))
+        }
     }
-    Ok(())
 }

@@ -148,6 +148,15 @@ pub(crate) fn scale_dtype(format: ScaleFormat) -> Option<DType> {
     }
 }
 
+/// The dtype in which weights with scales of this format are delivered: that of the scales, and
+/// BF16 for scales of 8 bits, as compressed-tensors has it. The weights of MXFP4 are exact in it.
+pub(crate) fn delivered_dtype(format: ScaleFormat) -> DType {
+    match format {
+        ScaleFormat::E4M3 | ScaleFormat::E8M0 => DType::BF16,
+        other => scale_dtype(other).unwrap_or(DType::F32),
+    }
+}
+
 /// A layer that a format cannot hold.
 pub(crate) fn refuse(format: &str, layer: &LayerId, found: String, expected: &str) -> Error {
     Error::Tensor {
