@@ -49,6 +49,11 @@ fn every_format_is_written_verified_derived_again_and_evaluated() {
         ("ggml", "gguf", "--type q8_0", 1.01),
         ("ggml", "gguf", "--type q4_0", 1.1),
         ("rtn", "dense", "--scheme nf4+flat64+double", 1.1),
+        ("rtn", "compressed-tensors", "--scheme nvfp4", 1.1),
+        ("gptq", "compressed-tensors", "--scheme mxfp4", 1.1),
+        ("ggml", "gguf", "--type nvfp4", 1.2),
+        ("rtn", "gptq", "--bits 5 --group 64", 1.1),
+        ("rtn", "gptq-p", "--bits 3 --group 64", 1.4),
     ] {
         let what = format!("{method} as {format}, {more}");
         let mut out = directory.path().join("out");

@@ -67,9 +67,7 @@ const ENTRIES: [Entry; 5] = [
         "GPTQ v1: AutoGPTQ and older readers; 2, 3, 4, 8 bits; no zero points of 0",
         || Box::new(GptqV1Format),
     ),
-    ("gptq-p", "GPTQ in bit planes: GPTQModel since 7; 2 to 8 bits, mixed", || {
-        Box::new(GptqPlanarFormat)
-    }),
+    ("gptq-p", "GPTQ in bit planes: GPTQModel; 2 to 8 bits, mixed", || Box::new(GptqPlanarFormat)),
     ("awq", "AWQ gemm: AutoAWQ, vLLM; 4 bits", || Box::new(AwqFormat)),
 ];
 

@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn planes_match_gptqmodel() {
         let codes = |step: u32, bits| -> Vec<u8> {
-            (0..32).map(|i| (step * i & mask(bits)) as u8).collect()
+            (0..32).map(|i| ((step * i) & mask(bits)) as u8).collect()
         };
         for (bits, step, words) in [
             (3, 5, &[0xe4e4_e4e4u32, 0xe4e4_e4e4, 0x5a5a_5a5a][..]),
