@@ -1,13 +1,15 @@
 //! KVTuner, whole: which layers need how many bits in their KV cache?
 //!
 //! ```text
-//! cargo run --release --example kvtuner [MODEL_DIR] [OUT_DIR] [EVALUATIONS]
+//! cargo run --release --example kvtuner [MODEL_DIR] [OUT_DIR] [EVALUATIONS] [PAIRS] [DIGITS]
 //! ```
 //!
 //! Profiles the attention errors of every layer, prunes and groups the pairs of key and value bits,
 //! searches the rest with text and a recall task as the judge, and compares what it found with
 //! uniform caches on text and questions that the search never saw. Without arguments it runs on the
-//! model in `assets/tiny-llama`; a checkpoint of a Llama-family model takes a few minutes more.
+//! model in `assets/tiny-llama`; a checkpoint of a Llama-family model takes a few minutes more. Of
+//! PAIRS names (24) the model is asked for numbers of DIGITS digits (4): small models recall fewer and
+//! shorter ones.
 
 use std::error::Error;
 use std::fs;
@@ -44,6 +46,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = args.next().map_or_else(|| assets.clone(), PathBuf::from);
     let out = args.next().map_or_else(|| PathBuf::from("out/kvtuner"), PathBuf::from);
     let evaluations = args.next().map(|n| n.parse()).transpose()?.unwrap_or(120);
+    let pairs = args.next().map(|n| n.parse()).transpose()?.unwrap_or(24);
+    let digits = args.next().map(|n| n.parse()).transpose()?.unwrap_or(4);
+    let task = RecallOptions { pairs, digits, ..RecallOptions::default() };
     fs::create_dir_all(&out)?;
     let start = Instant::now();
     let lap = |what: &str| println!("[{:>6.1} s] {what}", start.elapsed().as_secs_f64());
@@ -75,7 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The judges: one for the search, one for the end.
     let length = PROMPT + PREDICTED + 1;
     let windows = read("train.txt", WINDOWS.0, length)?;
-    let judged = Judge::new(&decoder, &tokenizer, &windows, 4, Seed::new(1))?;
+    let judged = RecallOptions { prompts: 4, seed: Seed::new(1), ..task };
+    let judged = Judge::new(&decoder, &tokenizer, &windows, &judged)?;
     let bench = judged.bench()?;
     lap("prompts of the search have run");
     let search = KvSearch {
@@ -98,7 +104,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Everything again on unseen text and questions, uniform caches beside it.
     let windows = read("heldout.txt", WINDOWS.1, length)?;
-    let unseen = Judge::new(&decoder, &tokenizer, &windows, 12, Seed::new(2))?;
+    let unseen = RecallOptions { prompts: 12, seed: Seed::new(2), ..task };
+    let unseen = Judge::new(&decoder, &tokenizer, &windows, &unseen)?;
     let bench = unseen.bench()?;
     let mut points = Vec::new();
     println!(
@@ -167,11 +174,9 @@ impl<'a> Judge<'a> {
         decoder: &'a Decoder,
         tokenizer: &Tokenizer,
         windows: &[Vec<u32>],
-        prompts: usize,
-        seed: Seed,
+        task: &RecallOptions,
     ) -> prune_candle::Result<Self> {
-        let options = RecallOptions { seed, prompts, ..RecallOptions::default() };
-        let recall = RecallTask::new(tokenizer, &options)?;
+        let recall = RecallTask::new(tokenizer, task)?;
         Ok(Self { text: KvText::new(decoder, windows, PROMPT)?, recall, decoder })
     }
 

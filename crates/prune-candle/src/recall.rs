@@ -1,4 +1,4 @@
-use ndarray::s;
+use ndarray::{Axis, concatenate, s};
 use prune_core::{Seed, SeedStream};
 use prune_quant::kv::{DenseKv, KvStore};
 use rayon::prelude::*;
@@ -218,10 +218,19 @@ impl RecallBench<'_> {
                 .map(|(tokens, cache)| Feed { tokens, cache: &mut **cache })
                 .collect();
             let hidden = self.decoder.forward(&mut feeds, KvOrder::default())?;
-            for ((_, (question, answer)), hidden) in batch.iter().zip(&hidden) {
-                let logits = self.decoder.logits(hidden.slice(s![question.len() - 1.., ..]))?;
+            // The rows that predict answers, together: the output matrix is read once.
+            let rows: Vec<_> = batch
+                .iter()
+                .zip(&hidden)
+                .map(|((_, (question, _)), hidden)| hidden.slice(s![question.len() - 1.., ..]))
+                .collect();
+            let rows = concatenate(Axis(0), &rows)
+                .map_err(|e| prune_core::Error::external("hidden states of answers", e))?;
+            let logits = self.decoder.logits(rows.view())?;
+            let mut predicted = logits.outer_iter();
+            for (_, (_, answer)) in batch {
                 let predicted: Vec<(f64, bool)> =
-                    logits.outer_iter().zip(answer).map(|(row, t)| prediction(row, *t)).collect();
+                    answer.iter().zip(&mut predicted).map(|(t, row)| prediction(row, *t)).collect();
                 right += usize::from(predicted.iter().all(|(_, correct)| *correct));
                 loss += predicted.iter().map(|(loss, _)| loss).sum::<f64>();
                 tokens += predicted.len();

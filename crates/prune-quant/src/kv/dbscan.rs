@@ -41,10 +41,7 @@ pub fn dbscan(points: &[Vec<f64>], eps: f64, min_points: usize) -> Result<Vec<Op
             return Err(Error::NotFinite { what, index, value: x.to_string() });
         }
     }
-    let near = |a: &[f64], b: &[f64]| {
-        let square: f64 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
-        square.sqrt() <= eps
-    };
+    let near = |a: &[f64], b: &[f64]| distance(a, b) <= eps;
     let neighbours: Vec<Vec<usize>> = points
         .iter()
         .map(|p| (0..points.len()).filter(|i| near(p, &points[*i])).collect())
@@ -69,4 +66,8 @@ pub fn dbscan(points: &[Vec<f64>], eps: f64, min_points: usize) -> Result<Vec<Op
         clusters += 1;
     }
     Ok(labels)
+}
+/// Euclidean.
+pub(super) fn distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt()
 }

@@ -1,24 +1,49 @@
 use prune_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{KvConfig, KvErrors, KvPair, KvScheme, dbscan, out_of_range, pareto_front};
+use super::dbscan::{dbscan, distance};
+use super::{KvConfig, KvErrors, KvPair, KvScheme, out_of_range, pareto_front};
 
 /// How layers with the same candidates are grouped by their errors.
+///
+/// ```
+/// use prune_quant::kv::Clustering;
+/// // What a third party reports of the paper's experiments.
+/// let reported = Clustering { eps: Some(0.05), ..Clustering::default() };
+/// assert_eq!(reported.min_points, 2);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clustering {
     /// Layers within this distance of one another are neighbours; the distance is Euclidean,
     /// between the output errors of the candidate pairs.
-    pub eps: f64,
+    ///
+    /// `None` takes it from the errors: three quarters of the layers have their nearest neighbour
+    /// among those with the same candidates no farther away, whatever the size of the errors.
+    pub eps: Option<f64>,
     /// Neighbours, itself included, that make a layer the core of a group.
     pub min_points: usize,
 }
 
 impl Default for Clustering {
-    /// `eps` 0.05 and 2 points. The paper does not state its parameters; these are those that a
-    /// third party reports.
+    /// `eps` from the errors and 2 points. The paper states neither.
     fn default() -> Self {
-        Self { eps: 0.05, min_points: 2 }
+        Self { eps: None, min_points: 2 }
     }
+}
+
+/// The distance that three quarters of the points do not exceed to the nearest other one of their
+/// list: the upper quartile of the 1-dist graph of Ester et al. 1996. 0 where every point is alone.
+fn usual_distance(lists: &[Vec<Vec<f64>>]) -> f64 {
+    let mut nearest = Vec::new();
+    for points in lists.iter().filter(|points| points.len() > 1) {
+        for (i, a) in points.iter().enumerate() {
+            let others = points.iter().enumerate().filter(|(j, _)| *j != i);
+            let distances = others.map(|(_, b)| distance(a, b));
+            nearest.push(distances.fold(f64::INFINITY, f64::min));
+        }
+    }
+    nearest.sort_by(f64::total_cmp);
+    nearest.get(3 * nearest.len().saturating_sub(1) / 4).copied().unwrap_or(0.0)
 }
 
 /// Layers that share one choice of pair.
@@ -89,13 +114,19 @@ impl SearchSpace {
                 None => parts.push((kept, vec![layer])),
             }
         }
+        let points: Vec<Vec<Vec<f64>>> = parts
+            .iter()
+            .map(|(kept, layers)| {
+                let of = |layer: &usize| {
+                    kept.iter().map(|pair| errors[*layer].output[*pair].1).collect()
+                };
+                layers.iter().map(of).collect()
+            })
+            .collect();
+        let eps = clustering.eps.unwrap_or_else(|| usual_distance(&points));
         let mut groups: Vec<LayerGroup> = Vec::new();
-        for (kept, layers) in parts {
-            let points: Vec<Vec<f64>> = layers
-                .iter()
-                .map(|layer| kept.iter().map(|pair| errors[*layer].output[*pair].1).collect())
-                .collect();
-            let labels = dbscan(&points, clustering.eps, clustering.min_points)?;
+        for ((kept, layers), points) in parts.into_iter().zip(points) {
+            let labels = dbscan(&points, eps, clustering.min_points)?;
             let candidates: Vec<KvPair> = kept.iter().map(|i| pairs[*i]).collect();
             let clusters = labels.iter().flatten().max().map_or(0, |c| c + 1);
             let mut members = vec![Vec::new(); clusters];
@@ -178,5 +209,58 @@ impl SearchSpace {
     /// The choice whose groups all take `pair`, if all have it.
     pub(crate) fn uniform(&self, pair: KvPair) -> Option<Vec<usize>> {
         self.groups.iter().map(|g| g.candidates.iter().position(|p| *p == pair)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers whose pairs have these errors, times `scale`.
+    fn layers(scale: f64, errors: &[[f64; 3]]) -> Vec<KvErrors> {
+        let pairs = ["KV8", "K4V8", "KV4"].map(|pair| pair.parse::<KvPair>().unwrap());
+        let layer = |errors: &[f64; 3]| {
+            let output = pairs.into_iter().zip(errors.map(|e| scale * e)).collect();
+            let (key, value, score) = Default::default();
+            KvErrors { key, value, score, output }
+        };
+        errors.iter().map(layer).collect()
+    }
+
+    #[test]
+    fn groups_do_not_depend_on_the_size_of_the_errors() {
+        let errors = [
+            [0.1, 0.3, 0.5],
+            [0.1, 0.31, 0.5],
+            [0.2, 0.6, 0.9],
+            [0.1, 0.32, 0.5],
+            [0.2, 0.613, 0.9],
+            [0.5, 0.8, 2.0],
+            [0.7, 1.1, 3.0],
+            [0.1, 0.334, 0.5],
+        ];
+        for scale in [0.01, 1.0, 100.0] {
+            let errors = layers(scale, &errors);
+            let space =
+                SearchSpace::new(&errors, KvScheme::kivi(), &Clustering::default()).unwrap();
+            let found: Vec<_> = space.groups().iter().map(|g| g.layers.clone()).collect();
+            assert_eq!(found, [vec![0, 1, 3, 7], vec![2, 4], vec![5], vec![6]], "{scale}");
+        }
+        let fixed = Clustering { eps: Some(0.05), ..Clustering::default() };
+        let groups = |scale| {
+            let errors = layers(scale, &errors);
+            SearchSpace::new(&errors, KvScheme::kivi(), &fixed).unwrap().groups().len()
+        };
+        assert_eq!((groups(1.0), groups(100.0)), (4, 8));
+    }
+
+    #[test]
+    fn layers_alone_with_their_candidates_stand_alone() {
+        let alone = layers(1.0, &[[0.1, 0.3, 0.5], [0.1, 0.5, 0.5]]);
+        let space = SearchSpace::new(&alone, KvScheme::kivi(), &Clustering::default()).unwrap();
+        assert_eq!(space.groups().len(), 2);
+        let equal = layers(1.0, &[[0.1, 0.3, 0.5]; 3]);
+        let space = SearchSpace::new(&equal, KvScheme::kivi(), &Clustering::default()).unwrap();
+        assert_eq!(space.groups().len(), 1);
     }
 }
