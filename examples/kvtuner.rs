@@ -8,8 +8,7 @@
 //! searches the rest with text and a recall task as the judge, and compares what it found with
 //! uniform caches on text and questions that the search never saw. Without arguments it runs on the
 //! model in `assets/tiny-llama`; a checkpoint of a Llama-family model takes a few minutes more. Of
-//! PAIRS names (24) the model is asked for numbers of DIGITS digits (4): small models recall fewer and
-//! shorter ones.
+//! PAIRS names (24) in its prompt the model recalls words, or numbers of DIGITS digits.
 
 use std::error::Error;
 use std::fs;
@@ -18,7 +17,8 @@ use std::time::Instant;
 
 use plotters::prelude::*;
 use prune_candle::{
-    Decoder, KvKind, KvText, LlamaModel, RecallBench, RecallOptions, RecallTask, Tokenizer,
+    Decoder, KvKind, KvText, LlamaModel, RecallAnswers, RecallBench, RecallOptions, RecallTask,
+    Tokenizer,
 };
 use prune_checkpoint::Checkpoint;
 use prune_core::Seed;
@@ -47,8 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = args.next().map_or_else(|| PathBuf::from("out/kvtuner"), PathBuf::from);
     let evaluations = args.next().map(|n| n.parse()).transpose()?.unwrap_or(120);
     let pairs = args.next().map(|n| n.parse()).transpose()?.unwrap_or(24);
-    let digits = args.next().map(|n| n.parse()).transpose()?.unwrap_or(4);
-    let task = RecallOptions { pairs, digits, ..RecallOptions::default() };
+    let digits = args.next().map(|n| n.parse()).transpose()?;
+    let answers = digits.map_or(RecallAnswers::Words, RecallAnswers::Digits);
+    let task = RecallOptions { pairs, answers, ..RecallOptions::default() };
     fs::create_dir_all(&out)?;
     let start = Instant::now();
     let lap = |what: &str| println!("[{:>6.1} s] {what}", start.elapsed().as_secs_f64());

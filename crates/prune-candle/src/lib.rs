@@ -62,7 +62,7 @@ pub use kv_text::{KvEvaluation, KvKind, KvText};
 pub use kv_tune::{KvTuneOptions, KvTuneReport, tune_kv};
 pub use llama::LlamaModel;
 pub use load_model::load_model;
-pub use recall::{RecallBench, RecallOptions, RecallScore, RecallTask};
+pub use recall::{RecallAnswers, RecallBench, RecallOptions, RecallScore, RecallTask};
 pub use sentence::{Pooling, Scaling, SentenceEncoder, SentenceOptions};
 pub use tokenizer::Tokenizer;
 pub use train::{

@@ -16,25 +16,49 @@ pub struct RecallOptions {
     pub pairs: usize,
     /// Questions about each prompt, at most `pairs`, spread over its length.
     pub questions: usize,
-    /// Digits of a value.
-    pub digits: usize,
+    /// What is recalled.
+    pub answers: RecallAnswers,
     /// Where names and values come from.
     pub seed: Seed,
 }
 
 impl Default for RecallOptions {
-    /// 8 prompts of 24 pairs with 8 questions and 4 digits: 64 questions.
+    /// 8 prompts of 24 pairs with 8 questions each, whose answers are words: 64 questions.
     fn default() -> Self {
-        Self { prompts: 8, pairs: 24, questions: 8, digits: 4, seed: Seed::default() }
+        Self {
+            prompts: 8,
+            pairs: 24,
+            questions: 8,
+            answers: RecallAnswers::Words,
+            seed: Seed::default(),
+        }
     }
 }
 
-/// A synthetic long-range recall task: pairs of a name and a number in a prompt, one of which is
-/// asked for at the end.
+/// What a [`RecallTask`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecallAnswers {
+    /// One of 32 common nouns, mostly a token each. Models of 100 million parameters recall some.
+    Words,
+    /// A number of so many digits, 1 to 12: harder, for models that read digits one by one.
+    Digits(usize),
+}
+
+impl RecallAnswers {
+    fn draw(self, stream: &mut SeedStream) -> String {
+        match self {
+            Self::Words => WORDS[stream.below(WORDS.len() as u64) as usize].to_string(),
+            Self::Digits(count) => (0..count).map(|_| digit(stream)).collect(),
+        }
+    }
+}
+
+/// A synthetic long-range recall task: pairs of a name and a word or number in a prompt, one of
+/// which is asked for at the end.
 ///
 /// ```text
-/// The code of the red fox is 4821.
-/// The code of the old lamp is 9077.
+/// The code of the red fox is winter.
+/// The code of the old lamp is bottle.
 /// ...
 /// The code of the red fox is
 /// ```
@@ -66,13 +90,24 @@ const NOUNS: [&str; 16] = [
     "road", "book", "chair", "stone", "bird",
 ];
 
+const WORDS: [&str; 32] = [
+    "apple", "music", "winter", "silver", "doctor", "castle", "yellow", "summer", "window",
+    "dinner", "forest", "ocean", "market", "pepper", "iron", "cotton", "rocket", "tiger", "bottle",
+    "candle", "bridge", "mirror", "coffee", "button", "island", "engine", "guitar", "pillow",
+    "basket", "carpet", "thunder", "lemon",
+];
+
 impl RecallTask {
     /// The task in the tokens of a model.
     ///
     /// # Errors
     /// [`Error::Core`] with `OutOfRange` for options outside their range; [`Error::Tokenizer`].
     pub fn new(tokenizer: &Tokenizer, options: &RecallOptions) -> Result<Self> {
-        let RecallOptions { prompts, pairs, questions, digits, seed } = *options;
+        let RecallOptions { prompts, pairs, questions, answers, seed } = *options;
+        let digits = match answers {
+            RecallAnswers::Words => 1,
+            RecallAnswers::Digits(count) => count,
+        };
         let names = ADJECTIVES.len() * NOUNS.len();
         for (what, value, most) in [
             ("prompts of a recall task", prompts, usize::MAX),
@@ -96,7 +131,7 @@ impl RecallTask {
             for name in named {
                 let (adjective, noun) = (ADJECTIVES[name / 16], NOUNS[name % 16]);
                 let question = format!("The code of the {adjective} {noun} is");
-                let value: String = (0..digits).map(|_| digit(&mut stream)).collect();
+                let value = answers.draw(&mut stream);
                 // Encoded in parts, so that the answer has the same tokens everywhere.
                 let question = tokenizer.encode(&question)?;
                 let answer = tokenizer.encode(&format!(" {value}"))?;

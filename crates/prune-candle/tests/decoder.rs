@@ -212,6 +212,8 @@ fn a_recall_task_asks_for_what_the_prompt_holds() {
     assert_eq!(task, RecallTask::new(&tiny.tokenizer, &options).unwrap());
     let other = RecallOptions { seed: Seed::new(9), ..options };
     assert_ne!(task, RecallTask::new(&tiny.tokenizer, &other).unwrap());
+    let digits = RecallOptions { answers: RecallAnswers::Digits(4), ..options };
+    assert_ne!(task, RecallTask::new(&tiny.tokenizer, &digits).unwrap());
     let bench = task.prepare(&tiny.decoder).unwrap();
     let dense = bench.evaluate(&KvKind::Dense).unwrap();
     assert_eq!(dense.questions, 10);
@@ -225,7 +227,8 @@ fn a_recall_task_asks_for_what_the_prompt_holds() {
         RecallOptions { pairs: 0, ..options },
         RecallOptions { pairs: 257, ..options },
         RecallOptions { questions: 11, ..options },
-        RecallOptions { digits: 0, ..options },
+        RecallOptions { answers: RecallAnswers::Digits(0), ..options },
+        RecallOptions { answers: RecallAnswers::Digits(13), ..options },
     ] {
         assert!(RecallTask::new(&tiny.tokenizer, &bad).is_err());
     }
