@@ -1,4 +1,4 @@
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use super::scheme::{Granularity, QuantScheme, ScaleFormat, ZeroPoint};
@@ -166,12 +166,24 @@ impl QuantizedMatrix {
             false => 0.0,
         };
         let global = self.parts.global_scale;
-        for (c, (x, code)) in out.iter_mut().zip(self.parts.codes.row(row)).enumerate() {
-            let at = self.scale_at(row, c);
+        // Pieces of the row that share a scale.
+        let run = match (self.parts.scheme.granularity, &self.parts.group_index) {
+            (Granularity::PerTensor | Granularity::PerChannel, _) => self.cols(),
+            (Granularity::Group(n), None) => n,
+            (Granularity::Group(_), Some(_)) | (Granularity::Flat(_), _) => 1,
+        };
+        let reach = out.len().min(self.cols());
+        let codes = self.parts.codes.row(row);
+        for (piece, out) in out[..reach].chunks_mut(run.max(1)).enumerate() {
+            let first = piece * run;
+            let at = self.scale_at(row, first);
             let zero = self.parts.zeros.as_ref().map_or(middle, |z| z[at]);
             let scale = self.parts.scales[at];
             let scale = global.map_or(scale, |g| scale / g);
-            *x = (number.level(*code) - zero) * scale;
+            let codes = codes.slice(s![first..first + out.len()]);
+            for (x, code) in out.iter_mut().zip(codes) {
+                *x = (number.level(*code) - zero) * scale;
+            }
         }
         if let Some(columns) = &self.parts.column_scales {
             out.iter_mut().zip(columns).for_each(|(x, s)| *x /= s);

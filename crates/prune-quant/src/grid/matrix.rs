@@ -117,6 +117,14 @@ pub(crate) fn round_matrix(coder: &Coder, input: &Input<'_>) -> Result<Quantized
             for (piece, (codes, values)) in pieces.enumerate() {
                 let first = piece * run;
                 let mut p = params[group_of(row, first)];
+                if !flat && input.keep.is_none() {
+                    // On vectors that have an instruction for rounding.
+                    pulp::Arch::new().dispatch(
+                        #[inline(always)]
+                        || codes.iter_mut().zip(values).for_each(|(c, x)| *c = coder.code(&p, *x)),
+                    );
+                    continue;
+                }
                 for (i, (code, x)) in codes.iter_mut().zip(values).enumerate() {
                     if flat {
                         p = params[group_of(row, first + i)];
