@@ -4,5 +4,5 @@ mod config;
 mod format;
 mod reader;
 
-pub use format::{GptqFormat, GptqPlanarFormat, GptqV1Format};
+pub use format::GptqFormat;
 pub(crate) use reader::GptqReader;

@@ -79,7 +79,7 @@ pub use gguf::{
     BlockType, GgufExport, GgufOptions, GgufTensor, GgufType, GgufTypes, GgufValue, GgufWriter,
     transcode,
 };
-pub use gptq::{GptqFormat, GptqPlanarFormat, GptqV1Format};
+pub use gptq::GptqFormat;
 pub use model_source::{ModelSource, open_model};
 pub use positional::{read_exact_at, write_all_at};
 pub use quantized::{

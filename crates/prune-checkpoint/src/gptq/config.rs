@@ -6,43 +6,33 @@ use prune_core::{
 };
 use serde_json::{Map, Value, json};
 
+use super::format::GptqFormat;
 use crate::{Error, Result};
-
-/// How zero points and codes are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Version {
-    /// Zero points one less than they are, modulo 2^bits.
-    V1,
-    /// Zero points as they are.
-    V2,
-    /// Zero points as they are, codes in bit planes.
-    Planar,
-}
 
 /// Widths that GPTQModel stores in bit planes, with zero points as they are, whatever the version.
 const ONLY_PLANAR: [u32; 3] = [5, 6, 7];
 
-impl Version {
-    const ALL: [Version; 3] = [Version::V1, Version::V2, Version::Planar];
+impl GptqFormat {
+    const ALL: [Self; 3] = [Self::V1, Self::V2, Self::Planar];
 
     /// What a checkpoint calls it.
     fn checkpoint_format(self) -> &'static str {
         match self {
-            Version::V1 => "gptq",
-            Version::V2 => "gptq_v2",
-            Version::Planar => "gptq_p",
+            GptqFormat::V1 => "gptq",
+            GptqFormat::V2 => "gptq_v2",
+            GptqFormat::Planar => "gptq_p",
         }
     }
 
     /// Whether codes of this width lie in bit planes. Those of 1, 2, 4 and 8 bits are the same
     /// either way.
     pub(super) fn is_planar(self, bits: u32) -> bool {
-        self == Version::Planar || ONLY_PLANAR.contains(&bits)
+        self == GptqFormat::Planar || ONLY_PLANAR.contains(&bits)
     }
 
     /// What a zero point is more than stored.
     pub(super) fn zero_offset(self, bits: u32) -> u8 {
-        u8::from(self == Version::V1 && !self.is_planar(bits))
+        u8::from(self == GptqFormat::V1 && !self.is_planar(bits))
     }
 
     /// `codes` in words.
@@ -53,7 +43,7 @@ impl Version {
         }
     }
 
-    /// The first `count` codes in words made by [`Version::pack`].
+    /// The first `count` codes in words made by [`GptqFormat::pack`].
     pub(super) fn unpack(
         self,
         words: &[u32],
@@ -68,12 +58,12 @@ impl Version {
 
     /// The version that a file with codes of these widths says it is.
     fn of_file(self, bits: &[u32]) -> Result<Self> {
-        if self != Version::V2 || !bits.iter().any(|b| ONLY_PLANAR.contains(b)) {
+        if self != GptqFormat::V2 || !bits.iter().any(|b| ONLY_PLANAR.contains(b)) {
             return Ok(self);
         }
         // It would make codes of three bits planar, too, which have been packed without.
         match bits.contains(&3) {
-            false => Ok(Version::Planar),
+            false => Ok(GptqFormat::Planar),
             true => Err(Error::Plan {
                 what: "gptq".to_string(),
                 reason: "layers of 5, 6 or 7 bits, which lie in bit planes, beside layers of 3 \
@@ -87,7 +77,7 @@ impl Version {
 /// What `quantization_config` says.
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) version: Version,
+    pub(super) version: GptqFormat,
     pub(super) bits: u32,
     /// `None` for whole rows.
     pub(super) group: Option<usize>,
@@ -108,7 +98,7 @@ impl Config {
             .iter()
             .find_map(|field| json[*field].as_str())
             .unwrap_or("gptq");
-        let version = Version::ALL.into_iter().find(|v| v.checkpoint_format() == format);
+        let version = GptqFormat::ALL.into_iter().find(|v| v.checkpoint_format() == format);
         let version = version.ok_or_else(|| Error::Unsupported {
             path: path.to_path_buf(),
             what: format!(
@@ -143,7 +133,7 @@ fn numbers(scheme: &QuantScheme) -> (u32, i64) {
 /// `quantization_config` for these layers. The most common scheme stands for all; layers with
 /// another one are listed under `dynamic`, as GPTQModel has it.
 pub(super) fn write(
-    version: Version,
+    version: GptqFormat,
     layers: &[(LayerId, QuantScheme)],
     dense: &[LayerId],
 ) -> Result<Value> {

@@ -4,11 +4,11 @@ use prune_core::{
 };
 use serde_json::Value;
 
-use super::config::{self, Version};
+use super::config;
 use crate::quantized::{check_extras, refuse, words_to_bytes};
 use crate::{QuantFormat, Result};
 
-/// GPTQ v2, as GPTQModel and vLLM read it.
+/// GPTQ, in the three forms that its checkpoints take.
 ///
 /// | tensor | dtype | shape | contents |
 /// |---|---|---|---|
@@ -17,140 +17,42 @@ use crate::{QuantFormat, Result};
 /// | `scales` | F16 | `[groups, out]` | |
 /// | `g_idx` | I32 | `[in]` | the group of each input channel |
 ///
-/// Codes of 2, 3, 4 and 8 bits are dense, as in [`pack_dense`](prune_core::pack_dense). For 5, 6 and
-/// 7 bits GPTQModel knows only bit planes ([`pack_planar`](prune_core::pack_planar)) and the
-/// checkpoint format `gptq_p`, as which models with such layers are marked. There 3 bits are planar,
-/// too: models with both take [`GptqPlanarFormat`].
-///
 /// Both dimensions have to be multiples of 32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct GptqFormat;
-
-/// GPTQ v1, as AutoGPTQ and readers before v2 expect it: the tensors of [`GptqFormat`] with zero
-/// points less one.
-///
-/// A zero point of 0 has no place: AutoGPTQ lets it run into the fields above, some readers take
-/// what wraps to be 2^bits. Matrices that have one are refused; symmetric ones never do. Holds 2, 3,
-/// 4 and 8 bits: readers of other widths take zero points as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct GptqV1Format;
-
-/// GPTQ in bit planes, GPTQModel's checkpoint format `gptq_p`: the tensors and zero points of
-/// [`GptqFormat`], packed as [`pack_planar`](prune_core::pack_planar) does. For 2, 4 and 8 bits the
-/// words are the same.
-///
-/// From GPTQModel 7.7.0 (`utils/planar_packing.py`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct GptqPlanarFormat;
+pub enum GptqFormat {
+    /// v1, as AutoGPTQ and readers before v2 expect it: zero points less one, modulo 2^bits.
+    ///
+    /// A zero point of 0 has no place: AutoGPTQ lets it run into the fields above, some readers take
+    /// what wraps to be 2^bits. Matrices that have one are refused; symmetric ones never do. Holds
+    /// 2, 3, 4 and 8 bits: readers of other widths take zero points as they are.
+    V1,
+    /// v2, as GPTQModel and vLLM read it: zero points as they are.
+    ///
+    /// Codes of 2, 3, 4 and 8 bits are dense, as in [`pack_dense`](prune_core::pack_dense). For 5, 6
+    /// and 7 bits GPTQModel knows only bit planes ([`pack_planar`](prune_core::pack_planar)) and the
+    /// checkpoint format `gptq_p`, as which models with such layers are marked. There 3 bits are
+    /// planar, too: models with both take [`GptqFormat::Planar`].
+    #[default]
+    V2,
+    /// GPTQModel's checkpoint format `gptq_p`: zero points as they are, codes in bit planes, as
+    /// [`pack_planar`](prune_core::pack_planar) lays them. For 2, 4 and 8 bits the words are those
+    /// of v2.
+    ///
+    /// From GPTQModel 7.7.0 (`utils/planar_packing.py`).
+    Planar,
+}
 
 impl QuantFormat for GptqFormat {
     fn name(&self) -> &'static str {
-        Version::V2.name()
-    }
-
-    fn plan(
-        &self,
-        layer: &LayerId,
-        rows: usize,
-        cols: usize,
-        scheme: &QuantScheme,
-    ) -> Result<Vec<TensorInfo>> {
-        Version::V2.plan(layer, rows, cols, scheme)
-    }
-
-    fn encode(
-        &self,
-        layer: &LayerId,
-        matrix: &QuantizedMatrix,
-    ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
-        Version::V2.encode(layer, matrix)
-    }
-
-    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
-        config::write(Version::V2, layers, dense)
-    }
-
-    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
-        Ok(vec![("quantize_config.json", config::write(Version::V2, layers, &[])?)])
-    }
-}
-
-impl QuantFormat for GptqV1Format {
-    fn name(&self) -> &'static str {
-        Version::V1.name()
-    }
-
-    fn plan(
-        &self,
-        layer: &LayerId,
-        rows: usize,
-        cols: usize,
-        scheme: &QuantScheme,
-    ) -> Result<Vec<TensorInfo>> {
-        Version::V1.plan(layer, rows, cols, scheme)
-    }
-
-    fn encode(
-        &self,
-        layer: &LayerId,
-        matrix: &QuantizedMatrix,
-    ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
-        Version::V1.encode(layer, matrix)
-    }
-
-    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
-        config::write(Version::V1, layers, dense)
-    }
-
-    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
-        Ok(vec![("quantize_config.json", config::write(Version::V1, layers, &[])?)])
-    }
-}
-
-impl QuantFormat for GptqPlanarFormat {
-    fn name(&self) -> &'static str {
-        Version::Planar.name()
-    }
-
-    fn plan(
-        &self,
-        layer: &LayerId,
-        rows: usize,
-        cols: usize,
-        scheme: &QuantScheme,
-    ) -> Result<Vec<TensorInfo>> {
-        Version::Planar.plan(layer, rows, cols, scheme)
-    }
-
-    fn encode(
-        &self,
-        layer: &LayerId,
-        matrix: &QuantizedMatrix,
-    ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
-        Version::Planar.encode(layer, matrix)
-    }
-
-    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
-        config::write(Version::Planar, layers, dense)
-    }
-
-    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
-        Ok(vec![("quantize_config.json", config::write(Version::Planar, layers, &[])?)])
-    }
-}
-
-impl Version {
-    /// Of the format that writes it.
-    fn name(self) -> &'static str {
         match self {
-            Version::V1 => "gptq-v1",
-            Version::V2 => "gptq",
-            Version::Planar => "gptq-p",
+            GptqFormat::V1 => "gptq-v1",
+            GptqFormat::V2 => "gptq",
+            GptqFormat::Planar => "gptq-p",
         }
     }
 
     fn plan(
-        self,
+        &self,
         layer: &LayerId,
         rows: usize,
         cols: usize,
@@ -161,7 +63,7 @@ impl Version {
         let NumberFormat::Int { bits: bits @ 2..=8 } = scheme.number else {
             return Err(no("integers of 2 to 8 bits"));
         };
-        if self == Version::V1 && self.is_planar(bits.into()) {
+        if *self == GptqFormat::V1 && self.is_planar(bits.into()) {
             return Err(no("2, 3, 4 or 8 bits; for others take `gptq` or `gptq-p`"));
         }
         if scheme.zero == ZeroPoint::Float {
@@ -193,7 +95,7 @@ impl Version {
     }
 
     fn encode(
-        self,
+        &self,
         layer: &LayerId,
         matrix: &QuantizedMatrix,
     ) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
@@ -240,5 +142,13 @@ impl Version {
         let bytes =
             [words_to_bytes(&packed), words_to_bytes(&zeros), scales, words_to_bytes(&index)];
         Ok(plan.into_iter().zip(bytes).collect())
+    }
+
+    fn config(&self, layers: &[(LayerId, QuantScheme)], dense: &[LayerId]) -> Result<Value> {
+        config::write(*self, layers, dense)
+    }
+
+    fn files(&self, layers: &[(LayerId, QuantScheme)]) -> Result<Vec<(&'static str, Value)>> {
+        Ok(vec![("quantize_config.json", config::write(*self, layers, &[])?)])
     }
 }

@@ -6,7 +6,8 @@ use prune_core::{
 };
 use serde_json::Value;
 
-use super::config::{Config, Version};
+use super::config::Config;
+use super::format::GptqFormat;
 use crate::Result;
 use crate::quantized::{
     LayerReader, LayerTensors, QuantizedLayer, Reader, i32s, scale_format, u32s,
@@ -28,7 +29,7 @@ impl GptqReader {
 struct GptqLayer {
     info: QuantizedLayer,
     groups: usize,
-    version: Version,
+    version: GptqFormat,
     has_index: bool,
 }
 

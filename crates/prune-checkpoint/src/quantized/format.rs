@@ -4,7 +4,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::awq::AwqFormat;
 use crate::compressed_tensors::CompressedTensors;
-use crate::gptq::{GptqFormat, GptqPlanarFormat, GptqV1Format};
+use crate::gptq::GptqFormat;
 
 /// How quantised layers are written to a Hugging Face directory.
 ///
@@ -60,14 +60,16 @@ const ENTRIES: [Entry; 5] = [
         Box::new(CompressedTensors)
     }),
     ("gptq", "GPTQ v2: GPTQModel, vLLM; 2 to 8 bits, order of activations", || {
-        Box::new(GptqFormat)
+        Box::new(GptqFormat::V2)
     }),
     (
         "gptq-v1",
         "GPTQ v1: AutoGPTQ and older readers; 2, 3, 4, 8 bits; no zero points of 0",
-        || Box::new(GptqV1Format),
+        || Box::new(GptqFormat::V1),
     ),
-    ("gptq-p", "GPTQ in bit planes: GPTQModel; 2 to 8 bits, mixed", || Box::new(GptqPlanarFormat)),
+    ("gptq-p", "GPTQ in bit planes: GPTQModel; 2 to 8 bits, mixed", || {
+        Box::new(GptqFormat::Planar)
+    }),
     ("awq", "AWQ gemm: AutoAWQ, vLLM; 4 bits", || Box::new(AwqFormat)),
 ];
 
