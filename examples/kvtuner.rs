@@ -23,7 +23,8 @@ use prune_candle::{
 use prune_checkpoint::Checkpoint;
 use prune_core::Seed;
 use prune_quant::kv::{
-    Clustering, ErrorProfiler, KvBits, KvConfig, KvErrors, KvPair, KvScheme, KvSearch, SearchSpace,
+    Clustering, ErrorMeasure, ErrorProfiler, KvBits, KvConfig, KvErrors, KvPair, KvScheme,
+    KvSearch, SearchSpace,
 };
 
 /// Windows of the error profile and their length.
@@ -71,10 +72,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // How much does attention suffer in each layer?
     let scheme = KvScheme::kivi();
-    let profiler = ErrorProfiler::new(shape.layers, scheme)?;
+    let profiler = ErrorProfiler::new(shape.layers, scheme)?.measure(ErrorMeasure::NormRatio);
     let windows = read("train.txt", PROFILE.0, PROFILE.1)?;
     let errors = model.kv_errors(&checkpoint, &windows, profiler, STRIDE)?;
-    let space = SearchSpace::new(&errors, scheme, &Clustering::default())?;
+    let space =
+        SearchSpace::new(&errors, scheme, &Clustering::default())?.with_candidates(&KvPair::USUAL);
     print_profile(&errors, &space);
     lap("profiled");
 
@@ -110,19 +112,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bench = unseen.bench()?;
     let mut points = Vec::new();
     println!(
-        "\n{:<22} {:>9} {:>9} {:>10} {:>10} {:>7} {:>12}",
-        "cache", "bits", "true bits", "perplexity", "recall %", "nats", "bytes/token"
+        "\n{:<22} {:>9} {:>9} {:>10} {:>8} {:>8} {:>6} {:>8} {:>11}",
+        "cache", "bits", "true bits", "perplexity", "KL", "recall %", "nats", "KL", "bytes/token"
     );
     let mut row = |name: &str, kind: Kind, config: &KvConfig| -> Result<(), Box<dyn Error>> {
         let score = unseen.score(&bench, config)?;
         let bits = (config.mean_bits(), config.stored_bits(shape.head_dim));
         println!(
-            "{name:<22} {:>9.3} {:>9.3} {:>10.3} {:>10.1} {:>7.3} {:>12.0}",
+            "{name:<22} {:>9.3} {:>9.3} {:>10.3} {:>8.4} {:>8.1} {:>6.3} {:>8.4} {:>11.0}",
             bits.0,
             bits.1,
             score.perplexity,
+            score.divergence,
             100.0 * score.recall,
             score.answer_loss,
+            score.answer_divergence,
             score.bytes_per_token
         );
         points.push(Point { name: name.to_string(), kind, bits: bits.1, score });
@@ -165,8 +169,10 @@ struct Judge<'a> {
 #[derive(Clone, Copy)]
 struct Score {
     perplexity: f64,
+    divergence: f64,
     recall: f64,
     answer_loss: f64,
+    answer_divergence: f64,
     bytes_per_token: f64,
 }
 
@@ -192,17 +198,20 @@ impl<'a> Judge<'a> {
         let windows = text.tokens / PREDICTED;
         Ok(Score {
             perplexity: text.perplexity,
+            divergence: text.divergence,
             recall: recall.exact,
             answer_loss: recall.answer_loss,
+            answer_divergence: recall.divergence,
             bytes_per_token: text.cache_bytes as f64 / (windows * (PROMPT + PREDICTED)) as f64,
         })
     }
 }
 
 impl Score {
-    /// What the search maximises: the log-likelihood of text, and of the answers.
+    /// What the search maximises: nearness of predictions to those in full precision, of text and
+    /// of the answers.
     fn accuracy(&self) -> f64 {
-        -self.perplexity.ln() - self.answer_loss
+        -self.divergence - self.answer_divergence
     }
 }
 

@@ -23,7 +23,7 @@
 //! | vectors of texts | [`SentenceEncoder`], [`SentenceOptions`] |
 //! | tokens through a KV cache, generation | [`Decoder`], [`Feed`], [`KvOrder`], [`Generation`], [`Sampling`] |
 //! | what a KV cache costs in quality | [`KvText`], [`KvKind`], [`KvEvaluation`], [`RecallTask`], [`RecallBench`] |
-//! | fewest bits for a KV cache (KVTuner) | [`tune_kv`], [`KvTuneOptions`], [`KvTuneReport`] |
+//! | fewest bits for a KV cache (KVTuner) | [`tune_kv`], [`KvTuneOptions`], [`KvJudge`], [`KvTuneReport`] |
 //! | queries, keys and values of every layer | [`AttentionCapture`], [`LlamaModel::capture_attention`], [`LlamaModel::kv_errors`] |
 //! | text to token ids | [`Tokenizer`] |
 //! | fine-tuning: all of a model, adapters, blocks in turns | [`TrainableLlama`], [`LoraOptions`], [`TokenWindows`] |
@@ -59,7 +59,7 @@ pub use decoder::{Decoder, Feed, KvOrder};
 pub use error::{Error, Result};
 pub use generate::{Generation, Sampling};
 pub use kv_text::{KvEvaluation, KvKind, KvText};
-pub use kv_tune::{KvTuneOptions, KvTuneReport, tune_kv};
+pub use kv_tune::{KvJudge, KvTuneOptions, KvTuneReport, tune_kv};
 pub use llama::LlamaModel;
 pub use load_model::load_model;
 pub use recall::{RecallAnswers, RecallBench, RecallOptions, RecallScore, RecallTask};

@@ -1,10 +1,10 @@
-use ndarray::{Axis, concatenate, s};
+use ndarray::{Array2, s};
 use prune_core::{Seed, SeedStream};
 use prune_quant::kv::{DenseKv, KvStore};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::kv_text::{BATCH, prediction, run_prompt};
+use crate::kv_text::{BATCH, predictions, run_prompt, views};
 use crate::{Decoder, Error, Feed, KvKind, KvOrder, Result, Tokenizer};
 
 /// The shape of a [`RecallTask`].
@@ -156,6 +156,12 @@ impl RecallTask {
         self.prompts.iter().map(|p| p.asked.len()).sum()
     }
 
+    /// The questions, each with the index of its prompt.
+    fn asked(&self) -> Vec<(usize, &Asked)> {
+        let prompts = self.prompts.iter().enumerate();
+        prompts.flat_map(|(prompt, p)| p.asked.iter().map(move |a| (prompt, a))).collect()
+    }
+
     /// Tokens of the longest prompt.
     pub fn longest(&self) -> usize {
         self.prompts.iter().map(|p| p.context.len()).max().unwrap_or(0)
@@ -166,8 +172,14 @@ impl RecallTask {
     /// # Errors
     /// Those of [`Decoder::forward`].
     pub fn prepare<'a>(&'a self, decoder: &'a Decoder) -> Result<RecallBench<'a>> {
-        let caches = self.prompts.iter().map(|p| run_prompt(decoder, &p.context));
-        Ok(RecallBench { decoder, task: self, caches: caches.collect::<Result<_>>()? })
+        let prompts = self.prompts.iter().map(|p| run_prompt(decoder, &p.context));
+        let prompts: Vec<DenseKv> = prompts.collect::<Result<_>>()?;
+        let mut bench = RecallBench { decoder, task: self, prompts, reference: Vec::new() };
+        let filled = bench.filled(&KvKind::Dense)?;
+        let asked = self.asked();
+        let batches = asked.chunks(BATCH).map(|batch| bench.hidden(&filled, batch));
+        bench.reference = batches.collect::<Result<Vec<_>>>()?.concat();
+        Ok(bench)
     }
 }
 
@@ -193,6 +205,9 @@ pub struct RecallScore {
     /// Mean negative log-likelihood of a token of the answers, in nats: tells configurations
     /// apart that answer equally well.
     pub answer_loss: f64,
+    /// Mean Kullback-Leibler divergence of the distributions that predict the answers from those in
+    /// full precision, in nats a token.
+    pub divergence: f64,
     /// Bytes of the caches of all prompts before the first question, allocated.
     pub cache_bytes: usize,
 }
@@ -217,7 +232,10 @@ pub struct RecallScore {
 pub struct RecallBench<'a> {
     decoder: &'a Decoder,
     task: &'a RecallTask,
-    caches: Vec<DenseKv>,
+    /// Keys and values of each prompt.
+    prompts: Vec<DenseKv>,
+    /// Of each question the last hidden states that predict its answer, in full precision.
+    reference: Vec<Array2<f32>>,
 }
 
 impl RecallBench<'_> {
@@ -228,54 +246,63 @@ impl RecallBench<'_> {
     /// # Errors
     /// Those of [`Decoder::forward`].
     pub fn evaluate(&self, kind: &KvKind) -> Result<RecallScore> {
-        let filled: Vec<Box<dyn KvStore>> =
-            self.caches.par_iter().map(|c| kind.filled(c)).collect::<Result<_>>()?;
-        let asked: Vec<(usize, &Asked)> = self
-            .task
-            .prompts
-            .iter()
-            .enumerate()
-            .flat_map(|(prompt, p)| p.asked.iter().map(move |a| (prompt, a)))
-            .collect();
-        let (mut right, mut loss, mut tokens) = (0, 0.0, 0);
-        for batch in asked.chunks(BATCH) {
-            let mut caches: Vec<Box<dyn KvStore>> = Vec::with_capacity(batch.len());
-            let mut texts = Vec::with_capacity(batch.len());
-            for (prompt, (question, answer)) in batch {
-                caches.push(filled[*prompt].boxed_clone());
-                let mut text = question.clone();
-                text.extend(&answer[..answer.len() - 1]);
-                texts.push(text);
-            }
-            let mut feeds: Vec<Feed<'_>> = texts
-                .iter()
-                .zip(&mut caches)
-                .map(|(tokens, cache)| Feed { tokens, cache: &mut **cache })
-                .collect();
-            let hidden = self.decoder.forward(&mut feeds, KvOrder::default())?;
-            // The rows that predict answers, together: the output matrix is read once.
-            let rows: Vec<_> = batch
-                .iter()
-                .zip(&hidden)
-                .map(|((_, (question, _)), hidden)| hidden.slice(s![question.len() - 1.., ..]))
-                .collect();
-            let rows = concatenate(Axis(0), &rows)
-                .map_err(|e| prune_core::Error::external("hidden states of answers", e))?;
-            let logits = self.decoder.logits(rows.view())?;
-            let mut predicted = logits.outer_iter();
+        let filled = self.filled(kind)?;
+        let asked = self.task.asked();
+        let (mut right, mut loss, mut divergence, mut tokens) = (0, 0.0, 0.0, 0);
+        for (batch, reference) in asked.chunks(BATCH).zip(self.reference.chunks(BATCH)) {
+            let hidden = self.hidden(&filled, batch)?;
+            let targets: Vec<u32> =
+                batch.iter().flat_map(|(_, (_, answer))| answer).copied().collect();
+            let mut predicted =
+                predictions(self.decoder, &views(&hidden), &views(reference), &targets)?
+                    .into_iter();
             for (_, (_, answer)) in batch {
-                let predicted: Vec<(f64, bool)> =
-                    answer.iter().zip(&mut predicted).map(|(t, row)| prediction(row, *t)).collect();
-                right += usize::from(predicted.iter().all(|(_, correct)| *correct));
-                loss += predicted.iter().map(|(loss, _)| loss).sum::<f64>();
-                tokens += predicted.len();
+                let mut all = true;
+                for prediction in predicted.by_ref().take(answer.len()) {
+                    all &= prediction.correct;
+                    loss += prediction.loss;
+                    divergence += prediction.divergence;
+                    tokens += 1;
+                }
+                right += usize::from(all);
             }
         }
         Ok(RecallScore {
             exact: right as f64 / asked.len() as f64,
             questions: asked.len(),
             answer_loss: loss / tokens as f64,
+            divergence: divergence / tokens as f64,
             cache_bytes: filled.iter().map(|c| c.bytes()).sum(),
         })
+    }
+
+    fn filled(&self, kind: &KvKind) -> Result<Vec<Box<dyn KvStore>>> {
+        self.prompts.par_iter().map(|p| kind.filled(p)).collect()
+    }
+
+    /// Of each question of a batch the last hidden states that predict its answer.
+    fn hidden(
+        &self,
+        filled: &[Box<dyn KvStore>],
+        batch: &[(usize, &Asked)],
+    ) -> Result<Vec<Array2<f32>>> {
+        let mut caches: Vec<Box<dyn KvStore>> = Vec::with_capacity(batch.len());
+        let mut texts = Vec::with_capacity(batch.len());
+        for (prompt, (question, answer)) in batch {
+            caches.push(filled[*prompt].boxed_clone());
+            let mut text = question.clone();
+            text.extend(&answer[..answer.len() - 1]);
+            texts.push(text);
+        }
+        let mut feeds: Vec<Feed<'_>> = texts
+            .iter()
+            .zip(&mut caches)
+            .map(|(tokens, cache)| Feed { tokens, cache: &mut **cache })
+            .collect();
+        let hidden = self.decoder.forward(&mut feeds, KvOrder::default())?;
+        let answers = batch.iter().zip(&hidden).map(|((_, (question, _)), hidden)| {
+            hidden.slice(s![question.len() - 1.., ..]).to_owned()
+        });
+        Ok(answers.collect())
     }
 }

@@ -194,6 +194,14 @@ fn perplexity_through_caches_moves_more_with_fewer_bits() {
         .map(|pair| text.evaluate(&config(pair), 16).unwrap().perplexity / dense.perplexity - 1.0)
         .collect();
     assert!(loss[0].abs() < 0.003 && loss[1].abs() < 0.05, "{loss:?}");
+    // What is predicted in full precision diverges from itself by rounding only, and divergence
+    // grows with fewer bits without chance.
+    assert!(dense.divergence.abs() < 1e-6 && through.divergence.abs() < 1e-6, "{dense:?}");
+    let divergence =
+        ["KV8", "KV4", "KV2"].map(|pair| text.evaluate(&config(pair), 16).unwrap().divergence);
+    assert!(divergence[0] > 1e-7 && divergence[2] < 1.0, "{divergence:?}");
+    assert!(10.0 * divergence[0] < divergence[1], "{divergence:?}");
+    assert!(3.0 * divergence[1] < divergence[2], "{divergence:?}");
     // On so little text the sign is chance; how far the perplexity moves is not.
     assert!(loss[0].abs() < loss[1].abs() && loss[1].abs() < loss[2].abs(), "{loss:?}");
     let bytes = |kind: &KvKind| text.evaluate(kind, 79).unwrap().cache_bytes;
@@ -222,6 +230,7 @@ fn a_recall_task_asks_for_what_the_prompt_holds() {
         KvConfig::uniform(tiny.model.blocks(), "KV8".parse().unwrap(), KvScheme::kivi()).unwrap();
     let kv8 = bench.evaluate(&KvKind::Quantized(kv8)).unwrap();
     assert!((kv8.answer_loss - dense.answer_loss).abs() < 0.05);
+    assert!(dense.divergence.abs() < 1e-6 && kv8.divergence > 10.0 * dense.divergence.abs());
     assert!(kv8.cache_bytes < dense.cache_bytes);
     for bad in [
         RecallOptions { pairs: 0, ..options },

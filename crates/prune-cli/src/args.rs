@@ -346,12 +346,27 @@ pub(crate) struct KvTuneArgs {
     /// Windows that judge a configuration, by their last quarter.
     #[arg(long, default_value_t = 8)]
     pub(crate) windows: usize,
+    /// What makes one configuration better than another.
+    #[arg(long, value_enum, default_value_t = JudgeArg::Divergence)]
+    pub(crate) judge: JudgeArg,
+    /// Windows after those, on which the configuration is measured at the end beside uniform ones.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) check: usize,
     /// Seed of the search.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Print everything that was measured as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What a search for KV bits calls better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JudgeArg {
+    /// Predictions nearer to those in full precision.
+    Divergence,
+    /// Likelier text.
+    Likelihood,
 }
 
 /// Where the scales of a KV cache are shared.

@@ -7,6 +7,7 @@ mod fidelity;
 mod gram;
 mod layer;
 mod mask;
+mod next_token;
 mod pattern;
 mod pruned;
 mod quant;
@@ -26,6 +27,7 @@ pub use fidelity::Fidelity;
 pub use gram::GramAccumulator;
 pub use layer::{LayerId, LayerInfo, LayerKind, block_of};
 pub use mask::Mask;
+pub use next_token::NextToken;
 pub use pattern::{Pattern, Scope};
 pub use pruned::{PruneReport, Pruned};
 pub use quant::{

@@ -365,9 +365,9 @@ impl<T: Storage> LinearOperator for GroupKernel<T> {
 /// A right-hand side in the order of the codes in a unit.
 enum Input {
     Float {
-        /// For each unit, for each place of a code in a word: the element of each of the eight
-        /// words, divided by the place's weight so that the code need not be shifted there.
-        x: Vec<[f32; 8]>,
+        /// For each two units, for each place of a code in a word: the element of each of the eight
+        /// words of both, divided by the place's weight so that the code need not be shifted there.
+        x: Vec<[f32; 16]>,
         /// For each span, the sum of what each word meets.
         sums: Vec<[f32; 8]>,
     },
@@ -395,11 +395,12 @@ impl Input {
         let (bits, unit) = (matrix.bits, matrix.unit());
         if matrix.activations == Activations::F32 {
             let in_word = 32 / bits;
-            let mut ordered = vec![[0.0; 8]; x.len() / 8];
+            let mut ordered = vec![[0.0; 16]; (x.len() / unit).div_ceil(2) * in_word];
             let mut sums = vec![[0.0; 8]; (x.len() / unit).div_ceil(matrix.span())];
             for (u, from) in x.chunks_exact(unit).enumerate() {
                 let sums = &mut sums[u / matrix.span()];
-                for (place, to) in ordered[u * in_word..][..in_word].iter_mut().enumerate() {
+                let (first, half) = (u / 2 * in_word, u % 2 * 8);
+                for (place, to) in ordered[first..][..in_word].iter_mut().enumerate() {
                     // The topmost code is shifted down, for it would reach the sign.
                     let scale = match place + 1 == in_word {
                         true => 1.0,
@@ -407,7 +408,7 @@ impl Input {
                     };
                     for word in 0..8 {
                         let v = from[word * in_word + place];
-                        to[word] = v * scale;
+                        to[half + word] = v * scale;
                         sums[word] += v;
                     }
                 }
@@ -524,7 +525,7 @@ impl<T: Storage> Rows<'_, T> {
         let zero = simd.splat(0.0);
         let span = self.matrix.span();
         let top = simd.splat_i32((32 - BITS) as i32);
-        let mut x: [&[[[f32; 8]; IN_WORD]]; N] = [&[]; N];
+        let mut x: [&[[[f32; 16]; IN_WORD]]; N] = [&[]; N];
         let mut sums: [&[[f32; 8]]; N] = [&[]; N];
         for j in 0..N {
             if let Input::Float { x: of, sums: their } = &self.inputs[j] {
@@ -539,27 +540,36 @@ impl<T: Storage> Rows<'_, T> {
         let count = units[0].len();
         let before = spans.start * span;
         for g in spans {
-            let first = g * span - before;
+            let mut first = g * span - before;
+            let last = count.min(first + span);
+            let mut products = [[zero; N]; R];
+            if R == 1 && N == 1 && span % 2 == 0 {
+                let pairs = (last - first) / 2;
+                let (units, x) = (&units[0][first..], &x[0][(before + first) / 2..]);
+                let sum = pairs_of_units::<S, BITS, IN_WORD>(simd, &units[..2 * pairs], x);
+                products[0][0] = simd.wide_fold(sum);
+                first += 2 * pairs;
+            }
             // Even and odd places apart, so that a multiplication seldom waits for another.
-            let (mut even, mut odd) = ([[zero; N]; R], [[zero; N]; R]);
-            for u in first..count.min(first + span) {
+            let (mut even, mut odd) = (products, [[zero; N]; R]);
+            for u in first..last {
                 let mut words = [simd.splat_i32(0); R];
                 for i in 0..R {
                     words[i] = simd.load_u32(&units[i][u]);
                 }
+                let (pair, half) = ((before + u) / 2, (before + u) % 2);
                 for place in 0..IN_WORD {
                     let mut codes = [zero; R];
                     for i in 0..R {
                         let code = if place + 1 == IN_WORD {
                             simd.shift_right_each(words[i], top)
                         } else {
-                            let mask = ((1u32 << BITS) - 1) << (place * BITS);
-                            simd.and_i32(words[i], simd.splat_i32(mask as i32))
+                            simd.and_i32(words[i], simd.splat_i32(mask(BITS, place)))
                         };
                         codes[i] = simd.to_f32(code);
                     }
                     for j in 0..N {
-                        let x = simd.load(&x[j][before + u][place]);
+                        let x = simd.load(&x[j][pair][place].as_chunks().0[half]);
                         for i in 0..R {
                             let sum = if place % 2 == 0 { &mut even } else { &mut odd };
                             sum[i][j] = simd.mul_add(codes[i], x, sum[i][j]);
@@ -630,6 +640,37 @@ impl<T: Storage> Rows<'_, T> {
         }
         totals
     }
+}
+
+/// The bits of the code at a place of a word.
+#[inline(always)]
+fn mask(bits: usize, place: usize) -> i32 {
+    (((1u32 << bits) - 1) << (place * bits)) as i32
+}
+
+/// For each word of two units, the sum of its codes times what they meet, over pairs of units of one
+/// row: sixteen words at once.
+#[inline(always)]
+fn pairs_of_units<S: Simd, const BITS: usize, const IN_WORD: usize>(
+    simd: S,
+    units: &[[u32; 8]],
+    x: &[[[f32; 16]; IN_WORD]],
+) -> S::W {
+    // Even and odd places apart, as below.
+    let mut sums = [simd.wide_splat(0.0); 2];
+    for (words, x) in units.as_flattened().as_chunks().0.iter().zip(x) {
+        let words = simd.wide_load_u32(words);
+        for place in 0..IN_WORD {
+            let code = if place + 1 == IN_WORD {
+                simd.wide_shift_right(words, (32 - BITS) as i32)
+            } else {
+                simd.wide_and_i32(words, simd.wide_splat_i32(mask(BITS, place)))
+            };
+            let x = simd.wide_load(&x[place]);
+            sums[place % 2] = simd.wide_mul_add(simd.wide_to_f32(code), x, sums[place % 2]);
+        }
+    }
+    simd.wide_add(sums[0], sums[1])
 }
 
 /// For each word, the sum of its codes times what they meet; of 8 bits, codes less 128.

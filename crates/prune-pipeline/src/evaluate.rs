@@ -1,7 +1,7 @@
 use std::time::Instant;
 
-use ndarray::{Array2, ArrayView1, s};
-use prune_core::{BlockModel, Head, ModelKind, Objective, TensorSource};
+use ndarray::{Array2, s};
+use prune_core::{BlockModel, Head, ModelKind, NextToken, Objective, TensorSource};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -272,34 +272,15 @@ fn window_sums(
         let base_logits =
             base.map(|(h, head)| head.logits(h.slice(s![first..end, ..]))).transpose()?;
         for (i, row) in logits.outer_iter().enumerate() {
-            let next = tokens[first + i + 1] as usize;
-            let normaliser = log_sum_exp(row);
-            sums.loss += normaliser - f64::from(row[next]);
+            let target = tokens[first + i + 1];
+            let next = NextToken::new(row);
+            sums.loss += next.loss(target);
             if let Some(base) = &base_logits {
-                let base = base.row(i);
-                let base_normaliser = log_sum_exp(base);
-                sums.base_loss += base_normaliser - f64::from(base[next]);
-                sums.kl += divergence(base, base_normaliser, row, normaliser);
+                let base = NextToken::new(base.row(i));
+                sums.base_loss += base.loss(target);
+                sums.kl += next.divergence_from(&base);
             }
         }
     }
     Ok(sums)
-}
-
-/// `ln Σ e^x` in f64.
-fn log_sum_exp(row: ArrayView1<'_, f32>) -> f64 {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-    let sum: f64 = row.iter().map(|x| f64::from((x - max).exp())).sum();
-    f64::from(max) + sum.ln()
-}
-
-/// `Σ p (ln p − ln q)` of two rows of logits with their normalisers.
-fn divergence(p: ArrayView1<'_, f32>, p_norm: f64, q: ArrayView1<'_, f32>, q_norm: f64) -> f64 {
-    p.iter()
-        .zip(q)
-        .map(|(p, q)| {
-            let log_p = f64::from(*p) - p_norm;
-            f64::from((log_p as f32).exp()) * (log_p - (f64::from(*q) - q_norm))
-        })
-        .sum()
 }

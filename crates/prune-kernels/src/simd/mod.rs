@@ -41,6 +41,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type W: Copy;
     /// Eight `i32`.
     type I: Copy;
+    /// Sixteen `i32`.
+    type J: Copy;
     /// Sixteen `i16`.
     type H: Copy;
     /// Thirty-two bytes.
@@ -87,6 +89,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn wide_add(self, a: Self::W, b: Self::W) -> Self::W;
     /// `a · b + c`.
     fn wide_mul_add(self, a: Self::W, b: Self::W, c: Self::W) -> Self::W;
+    /// The sums of lanes `i` and `i + 8`.
+    fn wide_fold(self, v: Self::W) -> Self::F;
+    fn wide_splat_i32(self, v: i32) -> Self::J;
+    fn wide_load_u32(self, from: &[u32; 16]) -> Self::J;
+    fn wide_and_i32(self, a: Self::J, b: Self::J) -> Self::J;
+    /// Logical, by a count below 32.
+    fn wide_shift_right(self, a: Self::J, count: i32) -> Self::J;
+    fn wide_to_f32(self, a: Self::J) -> Self::W;
 
     fn splat_i32(self, v: i32) -> Self::I;
     /// `low` in the first four lanes, `high` in the others.

@@ -57,6 +57,7 @@ macro_rules! operations {
 type F = [float32x4_t; 2];
 type W = [float32x4_t; 4];
 type I = [int32x4_t; 2];
+type J = [int32x4_t; 4];
 type H = [int16x8_t; 2];
 type B = [uint8x16_t; 2];
 
@@ -64,6 +65,7 @@ impl Simd for Neon {
     type F = F;
     type W = W;
     type I = I;
+    type J = J;
     type H = H;
     type B = B;
 
@@ -150,6 +152,24 @@ impl Simd for Neon {
             vfmaq_f32(c[2], a[2], b[2]),
             vfmaq_f32(c[3], a[3], b[3]),
         ];
+        fn wide_fold(self, v: W) -> F = [vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3])];
+        fn wide_splat_i32(self, v: i32) -> J = [vdupq_n_s32(v); 4];
+        fn wide_load_u32(self, from: &[u32; 16]) -> J = {
+            let p: *const i32 = from.as_ptr().cast();
+            [vld1q_s32(p), vld1q_s32(p.add(4)), vld1q_s32(p.add(8)), vld1q_s32(p.add(12))]
+        };
+        fn wide_and_i32(self, a: J, b: J) -> J = [
+            vandq_s32(a[0], b[0]),
+            vandq_s32(a[1], b[1]),
+            vandq_s32(a[2], b[2]),
+            vandq_s32(a[3], b[3]),
+        ];
+        fn wide_shift_right(self, a: J, count: i32) -> J = {
+            // A left shift by a negative count.
+            let by = vdupq_n_s32(-count);
+            a.map(|a| vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), by)))
+        };
+        fn wide_to_f32(self, a: J) -> W = a.map(|a| vcvtq_f32_s32(a));
 
         fn splat_i32(self, v: i32) -> I = [vdupq_n_s32(v); 2];
         fn halves_i32(self, low: i32, high: i32) -> I = [vdupq_n_s32(low), vdupq_n_s32(high)];

@@ -26,6 +26,7 @@ impl Simd for Portable {
     type F = [f32; 8];
     type W = [f32; 16];
     type I = [i32; 8];
+    type J = [i32; 16];
     type H = [i16; 16];
     type B = [u8; 32];
 
@@ -147,6 +148,36 @@ impl Simd for Portable {
     #[inline(always)]
     fn wide_mul_add(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn wide_fold(self, v: [f32; 16]) -> [f32; 8] {
+        from_fn(|i| v[i] + v[i + 8])
+    }
+
+    #[inline(always)]
+    fn wide_splat_i32(self, v: i32) -> [i32; 16] {
+        [v; 16]
+    }
+
+    #[inline(always)]
+    fn wide_load_u32(self, from: &[u32; 16]) -> [i32; 16] {
+        from_fn(|i| from[i] as i32)
+    }
+
+    #[inline(always)]
+    fn wide_and_i32(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    fn wide_shift_right(self, a: [i32; 16], count: i32) -> [i32; 16] {
+        from_fn(|i| (a[i] as u32).wrapping_shr(count as u32) as i32)
+    }
+
+    #[inline(always)]
+    fn wide_to_f32(self, a: [i32; 16]) -> [f32; 16] {
+        from_fn(|i| a[i] as f32)
     }
 
     #[inline(always)]

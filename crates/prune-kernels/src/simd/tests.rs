@@ -111,17 +111,26 @@ impl Job for All<'_> {
         // Wide floats.
         let (wa, wb) = (simd.wide_load(a), simd.wide_load(b));
         let mut to = [0.0; 16];
+        let both = std::array::from_fn(|lane| if lane < 8 { i[lane] } else { j[lane - 8] } as u32);
+        let codes = simd.wide_load_u32(&both);
         let wide = [
             wa,
             simd.wide_splat(a[3]),
             simd.wide_load_f16(&a.map(f16::from_f32)),
             simd.wide_load_bf16(&a.map(bf16::from_f32)),
             simd.wide_add(wa, wb),
+            simd.wide_to_f32(codes),
+            simd.wide_to_f32(simd.wide_and_i32(codes, simd.wide_splat_i32(0x00ff_0ff0))),
+            simd.wide_to_f32(simd.wide_shift_right(codes, 28)),
+            simd.wide_to_f32(simd.wide_shift_right(codes, j[0] & 31)),
         ];
         for w in wide {
             simd.wide_store(w, &mut to);
             out.exact.extend(to);
         }
+        let mut folded = [0.0; 8];
+        simd.store(simd.wide_fold(wa), &mut folded);
+        out.exact.extend(folded);
         simd.wide_store(simd.wide_mul_add(wa, wb, simd.wide_load(c)), &mut to);
         out.rounded.extend(to);
 

@@ -186,6 +186,7 @@ macro_rules! eight_lanes {
 
 impl Simd for Avx2 {
     type W = [__m256; 2];
+    type J = [__m256i; 2];
 
     // Twelve accumulators, two loaded vectors and one splat in sixteen registers.
     const COLUMNS: usize = 6;
@@ -224,11 +225,26 @@ impl Simd for Avx2 {
             [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])];
         fn wide_mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] =
             [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])];
+        fn wide_fold(self, v: [__m256; 2]) -> __m256 = _mm256_add_ps(v[0], v[1]);
+        fn wide_splat_i32(self, v: i32) -> [__m256i; 2] = [_mm256_set1_epi32(v); 2];
+        fn wide_load_u32(self, from: &[u32; 16]) -> [__m256i; 2] = [
+            _mm256_loadu_si256(from.as_ptr().cast()),
+            _mm256_loadu_si256(from.as_ptr().add(8).cast()),
+        ];
+        fn wide_and_i32(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] =
+            [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])];
+        fn wide_shift_right(self, a: [__m256i; 2], count: i32) -> [__m256i; 2] = {
+            let count = _mm_cvtsi32_si128(count);
+            [_mm256_srl_epi32(a[0], count), _mm256_srl_epi32(a[1], count)]
+        };
+        fn wide_to_f32(self, a: [__m256i; 2]) -> [__m256; 2] =
+            [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])];
     }
 }
 
 impl Simd for Avx512 {
     type W = __m512;
+    type J = __m512i;
 
     // As many independent chains as hide the latency of the multiplication, and some.
     const COLUMNS: usize = 12;
@@ -256,5 +272,14 @@ impl Simd for Avx512 {
         fn wide_add(self, a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
         fn wide_mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 =
             _mm512_fmadd_ps(a, b, c);
+        fn wide_fold(self, v: __m512) -> __m256 =
+            _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        fn wide_splat_i32(self, v: i32) -> __m512i = _mm512_set1_epi32(v);
+        fn wide_load_u32(self, from: &[u32; 16]) -> __m512i =
+            _mm512_loadu_si512(from.as_ptr().cast());
+        fn wide_and_i32(self, a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        fn wide_shift_right(self, a: __m512i, count: i32) -> __m512i =
+            _mm512_srl_epi32(a, _mm_cvtsi32_si128(count));
+        fn wide_to_f32(self, a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
     }
 }

@@ -111,6 +111,13 @@ impl KvPair {
         ]
     };
 
+    /// The pairs that the paper finds on the Pareto front of most layers, where keys are never
+    /// narrower than values: KV8, K8V4, KV4, K4V2 and KV2.
+    pub const USUAL: [KvPair; 5] = {
+        let [kv8, k8v4, _, _, kv4, k4v2, _, _, kv2] = Self::NINE;
+        [kv8, k8v4, kv4, k4v2, kv2]
+    };
+
     /// A pair.
     pub const fn new(key: KvBits, value: KvBits) -> Self {
         Self { key, value }

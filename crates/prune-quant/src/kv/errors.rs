@@ -22,7 +22,8 @@ pub enum ZeroPolicy {
 /// How the error of a matrix is put in relation to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ErrorMeasure {
-    /// The paper's: the mean of `|x − x̂| / |x|` over elements. Small elements weigh much.
+    /// The paper's: the mean of `|x − x̂| / |x|` over elements. Elements near 0 decide it, so that
+    /// on few samples it may rank pairs by chance.
     MeanRelative(ZeroPolicy),
     /// `‖x − x̂‖ / ‖x‖`.
     NormRatio,

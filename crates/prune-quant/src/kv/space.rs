@@ -163,6 +163,34 @@ impl SearchSpace {
         Ok(Self { scheme, layers: all.len(), groups })
     }
 
+    /// The same with these pairs among the candidates of every group, so that a search measures the
+    /// configurations that give every layer the same of them. Pruning may have taken them out of
+    /// some group: it goes by the error of one layer's attention, which need not rank pairs as the
+    /// whole model does.
+    ///
+    /// ```
+    /// use prune_quant::kv::{KvPair, KvScheme, LayerGroup, SearchSpace};
+    ///
+    /// let candidates = vec!["KV8".parse()?, "K2V4".parse()?];
+    /// let group = LayerGroup { layers: vec![0, 1], candidates };
+    /// let kv4: KvPair = "KV4".parse()?;
+    /// let space = SearchSpace::from_groups(vec![group], KvScheme::kivi())?.with_candidates(&[kv4]);
+    /// assert_eq!(space.config(&[1])?.layers(), [kv4, kv4]);
+    /// # Ok::<(), prune_core::Error>(())
+    /// ```
+    pub fn with_candidates(mut self, pairs: &[KvPair]) -> Self {
+        for group in &mut self.groups {
+            for pair in pairs {
+                if !group.candidates.contains(pair) {
+                    group.candidates.push(*pair);
+                }
+            }
+            // By falling bits; of equal bits the first stays first.
+            group.candidates.sort_by(|a, b| b.mean_bits().total_cmp(&a.mean_bits()));
+        }
+        self
+    }
+
     /// How the caches quantise.
     pub fn scheme(&self) -> &KvScheme {
         &self.scheme
