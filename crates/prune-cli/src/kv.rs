@@ -50,15 +50,6 @@ pub(crate) fn tune(args: &KvTuneArgs) -> Result<(), Error> {
     let loaded = Loaded::new(&args.model)?;
     let count = args.profile + args.windows + args.check;
     let all = loaded.windows(&args.text, args.seqlen, Some(count))?;
-    if all.len() < count {
-        return Err(Error::Input {
-            path: args.text.clone(),
-            reason: format!(
-                "{} windows; --profile, --windows and --check ask for {count} in all",
-                all.len()
-            ),
-        });
-    }
     let (profiled, rest) = all.split_at(args.profile);
     let (judging, unseen) = rest.split_at(args.windows);
     let scheme = match args.layout {
@@ -172,14 +163,15 @@ pub(crate) fn evaluate(
     let found = text.evaluate(&KvKind::Quantized(config), CHUNK)?;
     if as_json {
         let report = json!({"perplexity": found.perplexity, "tokens": found.tokens,
-            "dense_perplexity": dense.perplexity, "divergence": found.divergence, "bits": bits.0, "stored_bits": bits.1,
+            "dense_perplexity": dense.perplexity, "divergence": found.divergence,
+            "bits": bits.0, "stored_bits": bits.1,
             "cache_bytes": found.cache_bytes, "dense_cache_bytes": dense.cache_bytes,
             "seconds": start.elapsed().as_secs_f64()});
         say!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
     say!(
-        "perplexity {:.4} over {} tokens; {:.4} through a cache of f32; divergence {:.5} nats a token",
+        "perplexity {:.4} over {} tokens; {:.4} through a cache of f32, {:.5} nats a token from it",
         found.perplexity,
         found.tokens,
         dense.perplexity,

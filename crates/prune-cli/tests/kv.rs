@@ -70,6 +70,6 @@ fn text_that_is_too_short_is_refused_and_leaves_no_file() {
     let out = directory.path().join("kv.json");
     let (code, text) = run(&mut tune(&out, &["--check", "100000"]));
     assert_ne!(code, 0);
-    assert!(text.contains("heldout.txt: 43955 tokens are too few"), "{text}");
+    assert!(text.contains("heldout.txt: 43955 tokens are too few: 12800640 are needed"), "{text}");
     assert!(!out.exists());
 }
