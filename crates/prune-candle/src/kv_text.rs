@@ -37,7 +37,7 @@ pub struct KvEvaluation {
     /// Fraction of tokens that were the likeliest.
     pub accuracy: f64,
     /// Mean Kullback-Leibler divergence of the next-token distribution from the one in full
-    /// precision, in nats a token. Never below 0, and tells caches apart on far less text than
+    /// precision, in nats a token. Not below 0 but for rounding; tells caches apart on less text than
     /// perplexity, which rounding can lower by chance.
     pub divergence: f64,
     /// Predictions.
