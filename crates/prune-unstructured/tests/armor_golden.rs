@@ -31,6 +31,7 @@ fn adam(block: usize, rate: f64) -> ArmorOptions {
             factor_rate: rate,
             core_rate: CoreRate::Absolute(rate),
             schedule: Schedule::Constant,
+            warm_up: 0,
         }),
         patience: Patience { iterations: 1000, relative: 0.0, absolute: 0.0 },
         discrete_steps: 1,

@@ -18,7 +18,8 @@ pub struct ArmorOptions {
     pub method: ArmorMethod,
     /// Which group of each block changes its support.
     pub choice: GroupChoice,
-    /// Iterations at most. Each moves A, B and the values, then groups of the core.
+    /// Iterations at most, those of [`AdamOptions::warm_up`] apart. Each moves A, B and the values,
+    /// then groups of the core.
     pub iterations: usize,
     /// Moves of A, B and the values in an iteration, at least 1.
     pub continuous_steps: usize,
@@ -50,7 +51,7 @@ pub enum ArmorMethod {
     },
 }
 
-/// Learning rates of [`ArmorMethod::Adam`].
+/// Learning rates of [`ArmorMethod::Adam`], and what goes before it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamOptions {
     /// The first learning rate of A and B, whose diagonals start at 1.
@@ -59,6 +60,15 @@ pub struct AdamOptions {
     pub core_rate: CoreRate,
     /// How both fall.
     pub schedule: Schedule,
+    /// Sweeps of [`ArmorMethod::Exact`] with [`AdamOptions::WARM_UP_CORE_STEPS`] before the first
+    /// step; they count as no iterations. They lower the loss at once, and pay where fewer than a
+    /// hundred iterations follow: beyond that the result may be a little worse.
+    pub warm_up: usize,
+}
+
+impl AdamOptions {
+    /// The steps for the core's values in a sweep of the warm-up.
+    pub const WARM_UP_CORE_STEPS: usize = 2;
 }
 
 /// The learning rate of the core's values.
@@ -144,6 +154,7 @@ impl ArmorOptions {
                 factor_rate: 1e-2,
                 core_rate: CoreRate::Relative(0.1),
                 schedule: Schedule::Cosine(0.05),
+                warm_up: 0,
             }),
             choice: GroupChoice::Exhaustive,
             iterations: 200,
@@ -165,6 +176,7 @@ impl ArmorOptions {
                 factor_rate: 1e-4,
                 core_rate: CoreRate::Absolute(1e-4),
                 schedule: Schedule::Constant,
+                warm_up: 0,
             }),
             choice: GroupChoice::GradientRandom,
             iterations: 20_000,

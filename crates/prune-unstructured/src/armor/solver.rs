@@ -5,7 +5,7 @@ use super::adam::Adam;
 use super::grid::{Axis, Grid};
 use super::group::GroupStep;
 use super::normalise::{Normalised, normalise, valid_importance};
-use super::options::{ArmorMethod, ArmorOptions, Keep};
+use super::options::{AdamOptions, ArmorMethod, ArmorOptions, Keep};
 use super::snapshot::Snapshot;
 use super::state::{Place, Products, State};
 use super::sweep::{Move, sweep};
@@ -22,7 +22,8 @@ pub struct ArmorSolution<T> {
     pub layer: ArmorLayer<T>,
     /// What the core keeps: exactly `n` of every group.
     pub mask: Mask,
-    /// The loss at the start, where it is that of NoWag-P, and after each iteration:
+    /// The loss at the start, where it is that of NoWag-P, after each sweep of a warm-up and after
+    /// each iteration:
     /// `Σ h (W̄ − A S B)² / Σ h W̄²`.
     pub losses: Vec<f64>,
     /// The loss of the result, computed from it.
@@ -148,9 +149,17 @@ fn solve<T: Precision>(
     let groups = (&step, options.choice, options.discrete_steps);
     let motion = match &options.method {
         ArmorMethod::Adam(adam) => {
+            let core_steps = AdamOptions::WARM_UP_CORE_STEPS;
+            let mut losses = vec![loss(state)];
+            for _ in 0..adam.warm_up {
+                losses.push(sweep(state, Move::Minimum { core_steps }, groups)?);
+            }
             let mut adam = Adam::new(*adam, state);
+            // Adam's own losses begin where the sweeps ended.
+            losses.pop();
             let first = adam.start(state, &step);
-            return Ok(adam_iterations(state, options, &mut adam, &step, first));
+            losses.extend(adam_iterations(state, options, &mut adam, &step, first));
+            return Ok(losses);
         }
         ArmorMethod::Sequential => Move::Gradient,
         ArmorMethod::Exact { core_steps } => Move::Minimum { core_steps: *core_steps },
@@ -296,7 +305,7 @@ fn folded<T: Precision>(
 mod tests {
     use super::*;
     use crate::layers::Fixture;
-    use crate::{AdamOptions, CoreRate, Fidelity, GroupChoice, Schedule};
+    use crate::{CoreRate, Fidelity, GroupChoice, Schedule};
     use approx::assert_abs_diff_eq;
     use proptest::prelude::*;
     use prune_core::Seed;
@@ -305,6 +314,7 @@ mod tests {
         factor_rate: 1e-2,
         core_rate: CoreRate::Absolute(1e-2),
         schedule: Schedule::Constant,
+        warm_up: 0,
     };
 
     fn start(weight: &Array2<f64>, h: &[f64], block: [usize; 2]) -> (State<f64>, Normalised<f64>) {

@@ -7,7 +7,7 @@ use super::{AdamOptions, ArmorMethod, ArmorOptions, CoreRate, Fidelity, GroupCho
 
 /// The keys that [`ArmorOptions::from_text`] knows, as its errors list them.
 const KEYS: &str = "preset, block, iterations, optimiser, groups, discrete_steps, factor_rate, \
-                    core_rate, patience, keep, fidelity";
+                    core_rate, warm_up, patience, keep, fidelity";
 
 impl ArmorOptions {
     /// The options that a recipe states, by name; what it leaves out is that of the preset.
@@ -22,6 +22,7 @@ impl ArmorOptions {
     /// | `discrete_steps` | groups that a pair of blocks changes in an iteration | 2 | 1 |
     /// | `factor_rate` | Adam's learning rate of A and B | 0.01 | 0.0001 |
     /// | `core_rate` | that of the core: for `fast` over the root mean square of its values | 0.1 | 0.0001 |
+    /// | `warm_up` | sweeps of the exact method before Adam | 0 | 0 |
     /// | `patience` | iterations without improvement that end the run | 100 | 100 |
     /// | `keep` | `best`, `last` state | `best` | `best` |
     /// | `fidelity` | `corrected`, `released` guards | `corrected` | `corrected` |
@@ -91,6 +92,10 @@ impl ArmorOptions {
                         CoreRate::Relative(_) => CoreRate::Relative(rate),
                     }
                 });
+            }
+            "warm_up" => {
+                let sweeps = number(key, value)?;
+                self.change_adam(|adam| adam.warm_up = sweeps);
             }
             "patience" => self.patience.iterations = number(key, value)?,
             "keep" => {
