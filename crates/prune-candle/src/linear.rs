@@ -2,6 +2,7 @@ use candle_core::Tensor;
 use prune_core::{LayerId, TensorSource};
 
 use crate::Result;
+use crate::ops::round_inputs;
 use crate::tensors::load;
 
 /// A linear layer's place in a block, its shape and whether it has a bias.
@@ -17,18 +18,25 @@ pub(crate) struct Linear {
     pub(crate) id: LayerId,
     weight: Tensor,
     bias: Option<Tensor>,
+    /// See [`crate::LlamaModel::with_rounded_inputs`].
+    input_block: Option<usize>,
 }
 
 impl Linear {
     pub(crate) fn load(weights: &dyn TensorSource, name: String, bias: bool) -> Result<Self> {
         let weight = load(weights, &format!("{name}.weight"))?;
         let bias = if bias { Some(load(weights, &format!("{name}.bias"))?) } else { None };
-        Ok(Self { id: LayerId::new(name), weight, bias })
+        Ok(Self { id: LayerId::new(name), weight, bias, input_block: None })
+    }
+
+    /// See [`crate::LlamaModel::with_rounded_inputs`].
+    pub(crate) fn with_rounded_inputs(self, input_block: Option<usize>) -> Self {
+        Self { input_block, ..self }
     }
 
     /// `x W^T + b` of `(tokens, in)`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
+        let y = round_inputs(x, self.input_block)?.matmul(&self.weight.t()?)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,

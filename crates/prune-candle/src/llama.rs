@@ -38,6 +38,7 @@ pub struct LlamaModel {
     layers: Vec<LayerInfo>,
     /// Every block shares it.
     rotary: Arc<Rotary>,
+    input_block: Option<usize>,
 }
 
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -73,7 +74,25 @@ impl LlamaModel {
             check(weights, HEAD, &table)?;
         }
         let rotary = Arc::new(Rotary::new(&config)?);
-        Ok(Self { config, layers, rotary })
+        Ok(Self { config, layers, rotary, input_block: None })
+    }
+
+    /// The same model with the inputs of every linear layer, and of the output matrix, rounded to 8
+    /// bits in blocks of `block` values before they are multiplied: what programs do that multiply
+    /// integers. Codes are −127 to 127, a block's scale is its largest absolute value over 127 in
+    /// f16; with blocks of 32 that is `Q8_0`, llama.cpp's form for inputs of its plain types.
+    ///
+    /// # Errors
+    /// [`prune_core::Error::OutOfRange`] for a block of 0.
+    pub fn with_rounded_inputs(self, block: usize) -> Result<Self> {
+        match block {
+            0 => Err(Error::Core(prune_core::Error::OutOfRange {
+                what: "values of a block of inputs".into(),
+                found: "0".into(),
+                expected: "at least 1".into(),
+            })),
+            _ => Ok(Self { input_block: Some(block), ..self }),
+        }
     }
 
     /// The configuration.
@@ -98,7 +117,7 @@ impl LlamaModel {
             (true, Some(embedding)) => embedding.clone(),
             (true, None) => load(weights, EMBEDDING)?,
         };
-        Ok(LlamaHead { norm, weight })
+        Ok(LlamaHead { norm, weight, input_block: self.input_block })
     }
 
     fn check_length(&self, tokens: usize) -> Result<()> {

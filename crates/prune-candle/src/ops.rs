@@ -4,6 +4,8 @@
 //! every platform, and that the compiler can vectorise.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use half::f16;
+use rayon::prelude::*;
 
 /// `e^x` for finite or infinite `x`, with a relative error below 2e-7; 0 below −87.
 ///
@@ -28,6 +30,22 @@ pub(crate) fn exp(x: f32) -> f32 {
     // n is an integer in -126..=127: build 2^n in the exponent field.
     let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
     if x < -87.0 { 0.0 } else { p * scale }
+}
+
+/// See [`crate::LlamaModel::with_rounded_inputs`]; the same tensor without a block.
+pub(crate) fn round_inputs(x: &Tensor, block: Option<usize>) -> Result<Tensor> {
+    let Some(block) = block else { return Ok(x.clone()) };
+    let width = x.dims().last().copied().unwrap_or(1).max(1);
+    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+    values.par_chunks_mut(width).for_each(|row| {
+        for block in row.chunks_mut(block) {
+            let most = block.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let (scale, inverse) = (most / 127.0, if most > 0.0 { 127.0 / most } else { 0.0 });
+            let stored = f16::from_f32(scale).to_f32();
+            block.iter_mut().for_each(|x| *x = (*x * inverse).round() * stored);
+        }
+    });
+    Tensor::from_vec(values, x.shape(), x.device())
 }
 
 /// Softmax over the last dimension of scores `(heads, rows, keys)`, multiplied by `scale` first.
@@ -195,6 +213,7 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
     use candle_core::Device;
+    use prune_checkpoint::BlockType;
 
     #[test]
     fn exp_is_accurate_to_single_precision() {
@@ -208,6 +227,28 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn inputs_rounded_in_blocks_of_32_are_those_of_a_gguf_block() -> Result<()> {
+        let q8 = BlockType::Q8_0;
+        let mut values: Vec<f32> = (0..192).map(|i| ((i * i) as f32).sin() * i as f32).collect();
+        values[64..96].fill(0.0);
+        let x = Tensor::from_vec(values.clone(), (2, 96), &Device::Cpu)?;
+        let rounded = round_inputs(&x, Some(32))?.flatten_all()?.to_vec1::<f32>()?;
+        let bytes = q8.encode("inputs", &values).map_err(candle_core::Error::wrap)?;
+        assert_eq!(rounded, q8.decode("inputs", &bytes).map_err(candle_core::Error::wrap)?);
+        // A row ends with a shorter block, and blocks do not reach into the next row.
+        let odd = round_inputs(&x, Some(64))?.flatten_all()?.to_vec1::<f32>()?;
+        let exact = round_inputs(&x, None)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(exact, values);
+        for (row, rounded) in values.chunks(96).zip(odd.chunks(96)) {
+            for (x, y) in row.chunks(64).zip(rounded.chunks(64)) {
+                let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+                assert!(x.iter().zip(y).all(|(x, y)| (x - y).abs() <= most / 127.0 * 0.51));
+            }
+        }
+        Ok(())
     }
 
     #[test]

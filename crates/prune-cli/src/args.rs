@@ -120,29 +120,37 @@ pub(crate) enum Command {
     /// Find out how many bits the KV cache of each layer needs (KVTuner).
     KvTune(KvTuneArgs),
     /// Measure perplexity on a text, and the divergence from a baseline.
-    Eval {
-        /// The model.
-        model: String,
-        /// A text file, or a .npy of token-id windows.
-        #[arg(long)]
-        text: PathBuf,
-        /// Tokens of a window; a .npy brings its own.
-        #[arg(long, default_value_t = 512)]
-        seqlen: usize,
-        /// Use only the first windows.
-        #[arg(long)]
-        windows: Option<usize>,
-        /// The dense model, for the KL divergence.
-        #[arg(long, conflicts_with = "kv")]
-        baseline: Option<String>,
-        /// Predict the last quarter of each window through a KV cache of this configuration, beside
-        /// one in full precision: a file of `kv-tune`, or one in YAML of the KVTuner repository.
-        #[arg(long)]
-        kv: Option<PathBuf>,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    Eval(EvalArgs),
+}
+
+/// What `eval` measures, and on what.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The model.
+    pub(crate) model: String,
+    /// A text file, or a .npy of token-id windows.
+    #[arg(long)]
+    pub(crate) text: PathBuf,
+    /// Tokens of a window; a .npy brings its own.
+    #[arg(long, default_value_t = 512)]
+    pub(crate) seqlen: usize,
+    /// Use only the first windows.
+    #[arg(long)]
+    pub(crate) windows: Option<usize>,
+    /// The dense model, for the KL divergence.
+    #[arg(long, conflicts_with = "kv")]
+    pub(crate) baseline: Option<String>,
+    /// Predict the last quarter of each window through a KV cache of this configuration, beside
+    /// one in full precision: a file of `kv-tune`, or one in YAML of the KVTuner repository.
+    #[arg(long)]
+    pub(crate) kv: Option<PathBuf>,
+    /// Round the inputs of all linear layers to 8 bits in blocks of so many values, as programs
+    /// do that multiply integers; llama.cpp takes 32.
+    #[arg(long, conflicts_with = "kv")]
+    pub(crate) input_block: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What is to be done: a recipe file, or flags that stand for a recipe of one rule.

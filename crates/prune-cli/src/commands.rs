@@ -1,9 +1,8 @@
-use std::path::Path;
-
+use prune_candle::LlamaModel;
 use prune_pipeline::{Weighted, diff, evaluate, linear_layers};
 use serde_json::json;
 
-use crate::args::Command;
+use crate::args::{Command, EvalArgs};
 use crate::compress;
 use crate::convert;
 use crate::diagnose;
@@ -44,12 +43,10 @@ pub(crate) fn run(command: Command) -> Result<(), Error> {
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Diff { before, after, all, json } => show_diff(&before, &after, all, json),
         Command::KvTune(args) => kv::tune(&args),
-        Command::Eval { model, text, seqlen, windows, kv: Some(config), json, .. } => {
-            kv::evaluate(&model, &text, seqlen, windows, &config, json)
-        }
-        Command::Eval { model, text, seqlen, windows, baseline, kv: None, json } => {
-            eval(&model, &text, seqlen, windows, baseline.as_deref(), json)
-        }
+        Command::Eval(args) => match &args.kv {
+            Some(config) => kv::evaluate(&args, config),
+            None => eval(&args),
+        },
     }
 }
 
@@ -128,18 +125,17 @@ fn show_diff(before: &str, after: &str, all: bool, as_json: bool) -> Result<(), 
     Ok(())
 }
 
-fn eval(
-    model: &str,
-    text: &Path,
-    length: usize,
-    count: Option<usize>,
-    baseline: Option<&str>,
-    as_json: bool,
-) -> Result<(), Error> {
-    let checkpoint = open(model)?;
-    let loaded = load(&*checkpoint)?;
-    let windows = windows(text, &*checkpoint, &*loaded, length, &Wanted::First(count))?;
-    let base = match baseline {
+fn eval(args: &EvalArgs) -> Result<(), Error> {
+    let checkpoint = open(&args.model)?;
+    let loaded = match args.input_block {
+        Some(block) => Box::new(
+            LlamaModel::new(&checkpoint.config()?, &*checkpoint)?.with_rounded_inputs(block)?,
+        ),
+        None => load(&*checkpoint)?,
+    };
+    let wanted = Wanted::First(args.windows);
+    let windows = windows(&args.text, &*checkpoint, &*loaded, args.seqlen, &wanted)?;
+    let base = match &args.baseline {
         None => None,
         Some(name) => {
             let checkpoint = open(name)?;
@@ -151,7 +147,7 @@ fn eval(
         base.as_ref().map(|(weights, model)| Weighted { model: &**model, weights: &**weights });
     let subject = Weighted { model: &*loaded, weights: &*checkpoint };
     let result = evaluate(subject, &windows, base)?;
-    if as_json {
+    if args.json {
         say!("{}", serde_json::to_string_pretty(&result)?);
         return Ok(());
     }

@@ -9,7 +9,7 @@ use prune_core::Seed;
 use prune_quant::kv::{KvConfig, KvPair, KvScheme, KvSearch};
 use serde_json::json;
 
-use crate::args::{JudgeArg, KvLayout, KvTuneArgs};
+use crate::args::{EvalArgs, JudgeArg, KvLayout, KvTuneArgs};
 use crate::error::Error;
 use crate::model::{Wanted, open, windows};
 use crate::output::say;
@@ -145,23 +145,16 @@ fn prompt(windows: &[Vec<u32>]) -> usize {
 }
 
 /// `prune eval --kv`.
-pub(crate) fn evaluate(
-    model: &str,
-    text: &Path,
-    length: usize,
-    count: Option<usize>,
-    config: &Path,
-    as_json: bool,
-) -> Result<(), Error> {
+pub(crate) fn evaluate(args: &EvalArgs, config: &Path) -> Result<(), Error> {
     let config = read(config)?;
     let start = Instant::now();
-    let loaded = Loaded::new(model)?;
-    let windows = loaded.windows(text, length, count)?;
+    let loaded = Loaded::new(&args.model)?;
+    let windows = loaded.windows(&args.text, args.seqlen, args.windows)?;
     let text = KvText::new(&loaded.decoder, &windows, prompt(&windows))?;
     let dense = text.evaluate(&KvKind::Dense, CHUNK)?;
     let bits = (config.mean_bits(), config.stored_bits(loaded.decoder.kv_shape().head_dim));
     let found = text.evaluate(&KvKind::Quantized(config), CHUNK)?;
-    if as_json {
+    if args.json {
         let report = json!({"perplexity": found.perplexity, "tokens": found.tokens,
             "dense_perplexity": dense.perplexity, "divergence": found.divergence,
             "bits": bits.0, "stored_bits": bits.1,

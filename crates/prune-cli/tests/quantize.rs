@@ -30,6 +30,24 @@ fn perplexity(model: &Path) -> f64 {
 }
 
 #[test]
+fn inputs_rounded_to_eight_bits_cost_little() {
+    let model = tiny_llama().display().to_string();
+    let text = tiny_llama().join("text/heldout.txt").display().to_string();
+    let eval = |block: &str| {
+        let more = ["--seqlen", "128", "--windows", "4", "--json", "--input-block", block];
+        run(prune(&["eval", &model, "--text", &text]).args(more))
+    };
+    let (code, found) = eval("32");
+    assert_eq!(code, 0, "{found}");
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    let (found, dense) = (found["perplexity"].as_f64().unwrap(), perplexity(&tiny_llama()));
+    assert!(found != dense && (found / dense - 1.0).abs() < 0.01, "{found} {dense}");
+    let (code, text) = eval("0");
+    assert_ne!(code, 0, "{text}");
+    assert!(text.contains("values of a block of inputs"), "{text}");
+}
+
+#[test]
 fn every_format_is_written_verified_derived_again_and_evaluated() {
     let directory = tempfile::tempdir().unwrap();
     let dense = perplexity(&tiny_llama());

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::LlamaModel;
 use super::attention::Attention;
 use crate::linear::Linear;
-use crate::ops::swiglu;
+use crate::ops::{round_inputs, swiglu};
 use crate::tensors::{Show, block_output, load, to_array, to_array3, to_tensor, with_view};
 use crate::{Error, KvOrder, Result};
 
@@ -57,7 +57,10 @@ impl LlamaBlock {
             }));
         }
         let name = format!("model.layers.{index}");
-        let linear = |role: &str, bias| Linear::load(weights, format!("{name}.{role}"), bias);
+        let linear = |role: &str, bias| {
+            let linear = Linear::load(weights, format!("{name}.{role}"), bias)?;
+            Ok::<_, Error>(linear.with_rounded_inputs(model.input_block))
+        };
         let norm =
             |role: &str| Norm::load(weights, &format!("{name}.{role}.weight"), config.rms_norm_eps);
         let optional = |role: &str| config.qk_norm.then(|| norm(role)).transpose();
@@ -177,12 +180,14 @@ pub(crate) struct Span<'a> {
 pub(crate) struct LlamaHead {
     pub(super) norm: Norm,
     pub(super) weight: Tensor,
+    pub(super) input_block: Option<usize>,
 }
 
 impl Head for LlamaHead {
     fn logits(&self, hidden: ArrayView2<'_, f32>) -> prune_core::Result<Array2<f32>> {
         let run = || -> Result<Array2<f32>> {
             let x = self.norm.forward(&to_tensor(hidden)?)?;
+            let x = round_inputs(&x, self.input_block)?;
             to_array(x.matmul(&self.weight.t()?)?)
         };
         Ok(run()?)
