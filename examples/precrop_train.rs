@@ -18,7 +18,7 @@ use clap::{Parser, ValueEnum};
 use prune_allocate::{Limits, PreCrop, Widths};
 use prune_core::Seed;
 use prune_examples as _;
-use prune_train::vision::{Augment, Images, MaskPlan, Network, Ratios};
+use prune_train::vision::{Augment, Images, MaskPlan, Network, Ratios, Size};
 use prune_train::{
     Dataset, Masks, Progress, Schedule, Sgd, SgdOptions, TrainOptions, Trainer, evaluate,
 };
@@ -46,9 +46,12 @@ struct Args {
     /// Shares of parameters and of FLOPs.
     #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.3])]
     shares: Vec<f64>,
-    /// Seeds; figures are means over them, with the spread.
-    #[arg(long, default_value_t = 3)]
-    seeds: u64,
+    /// Seeds; figures are means over them, with the standard deviation of the accuracy.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2])]
+    seeds: Vec<u64>,
+    /// Height and width that CIFAR-10 is shrunk to, so that more of it fits into the time.
+    #[arg(long, default_value_t = 32)]
+    side: usize,
     /// Images that training sees.
     #[arg(long, default_value_t = 1297)]
     train: usize,
@@ -68,11 +71,13 @@ fn main() -> Result<()> {
     let (train, test) = data(&args)?;
     let full = match (args.cifar10.is_some(), args.network) {
         (false, _) => Network::small_cnn(&[1, 8, 8], (16.0 * args.width).round() as usize, 10)?,
-        (true, Which::Resnet) => Network::resnet(20, args.width, 10)?,
-        (true, Which::Vgg) => Network::vgg(11, args.width, 10)?,
+        (true, Which::Resnet) => {
+            Network::resnet(20, args.width, 10)?.for_images(args.side, args.side)?
+        }
+        (true, Which::Vgg) => Network::vgg(11, args.width, 10)?.for_images(args.side, args.side)?,
     };
     println!(
-        "{} training and {} test images, {} epochs, {} seeds; accuracy in %",
+        "{} training and {} test images, {} epochs, seeds {:?}; accuracy in %",
         train.len(),
         test.len(),
         args.epochs,
@@ -80,7 +85,7 @@ fn main() -> Result<()> {
     );
     println!(
         "{:<16} {:<14} {:>9} {:>11} {:>6} {:>7} {:>8} {:>9} {:>7}",
-        "budget", "by", "weights", "FLOPs", "acc", "spread", "train s", "test ms", "x dense"
+        "budget", "by", "weights", "FLOPs", "acc", "sd", "train s", "test ms", "x dense"
     );
     let dense = row(&args, "full", "dense", &full, None, &train, &test, None)?;
     let channels = full.channels()?;
@@ -118,12 +123,11 @@ fn data(args: &Args) -> Result<(Images, Images)> {
         let (train, test) = Images::digits(&pixels, &labels)?.split(args.train.min(1297));
         return Ok((train.augmented(Augment::Crop(1)), test));
     };
-    let files: Vec<PathBuf> = (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).collect();
-    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
-    let train = Images::cifar10_binary(&files)?;
-    let test = Images::cifar10_binary(&[&folder.join("test_batch.bin")])?;
-    let train = train.split(args.train).0.augmented(Augment::CropAndFlip(4));
-    Ok((train, test.split(args.test).0))
+    let (train, test) = Images::cifar10(folder)?;
+    let size = Size { height: args.side, width: args.side, ..train.size() };
+    let train = train.split(args.train).0.resized(size)?;
+    let train = train.augmented(Augment::CropAndFlip(args.side / 8));
+    Ok((train, test.split(args.test).0.resized(size)?))
 }
 
 /// The widest network within limits whose layers all have one factor.
@@ -155,7 +159,7 @@ fn row(
     dense: Option<f64>,
 ) -> Result<f64> {
     let (mut accuracies, mut seconds, mut passes) = (Vec::new(), 0.0, Vec::new());
-    for seed in 0..args.seeds {
+    for &seed in &args.seeds {
         let seed = Seed::new(seed);
         let model = network.build(seed)?;
         let masks = match density {
@@ -177,7 +181,7 @@ fn row(
         let start = Instant::now();
         let mut trainer = Trainer::new(&model, sgd, options)?.with_masks(masks)?;
         trainer.run(train, None::<&Images>)?;
-        seconds += start.elapsed().as_secs_f64() / args.seeds as f64;
+        seconds += start.elapsed().as_secs_f64() / args.seeds.len() as f64;
         accuracies.push(evaluate(&model, test, 250)?.accuracy());
         for _ in 0..3 {
             let start = Instant::now();
@@ -188,15 +192,15 @@ fn row(
     passes.sort_by(f64::total_cmp);
     let pass = passes[passes.len() / 2];
     let mean = accuracies.iter().sum::<f64>() / accuracies.len() as f64;
-    let variance: f64 = accuracies.iter().map(|a| (a - mean).powi(2)).sum();
-    let spread = (variance / (accuracies.len().max(2) - 1) as f64).sqrt();
+    let squares: f64 = accuracies.iter().map(|a| (a - mean).powi(2)).sum();
+    let deviation = (squares / (accuracies.len().max(2) - 1) as f64).sqrt();
     let weights: usize = network.counts().iter().map(|c| c.weights).sum();
     println!(
         "{budget:<16} {by:<14} {:>9.0} {:>11} {:>6.2} {:>7.2} {seconds:>8.1} {pass:>9.1} {:>7.2}",
         weights as f64 * density.unwrap_or(1.0),
         network.multiplications(),
         100.0 * mean,
-        100.0 * spread,
+        100.0 * deviation,
         dense.unwrap_or(pass) / pass,
     );
     Ok(pass)

