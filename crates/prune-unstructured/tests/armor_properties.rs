@@ -154,7 +154,7 @@ proptest! {
     #[test]
     fn the_scale_of_the_importances_changes_nothing(
         (rows, cols, block, pattern) in any_shape(), method in any_method(), scale in -3i32..4,
-        seed in any::<u64>(),
+        factor in 0.01f64..100.0, seed in any::<u64>(),
     ) {
         let (weight, h) = random(rows, cols, seed);
         let options = ArmorOptions { block, method, ..ArmorOptions::fast() }.iterations(3);
@@ -162,8 +162,12 @@ proptest! {
         // A power of 4, so that nothing rounds.
         let scaled: Vec<f64> = h.iter().map(|h| h * 4f64.powi(scale)).collect();
         let other = run(&weight, &scaled, pattern, &options).unwrap();
-        prop_assert_eq!(one.losses, other.losses);
+        prop_assert_eq!(&one.losses, &other.losses);
         prop_assert_eq!(one.layer, other.layer);
+        // Any other factor rounds, which the first step of Adam, all but a sign, may blow up.
+        let scaled: Vec<f64> = h.iter().map(|h| h * factor).collect();
+        let other = run(&weight, &scaled, pattern, &options.iterations(0)).unwrap();
+        prop_assert!((other.loss - one.losses[0]).abs() <= 1e-12 * one.losses[0]);
     }
 }
 
