@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! cargo run --release --example random_pruning
-//! cargo run --release --example random_pruning -- --cifar10 DIR --train 5000 --epochs 10
+//! cargo run --release --example random_pruning -- --cifar10 DIR --side 16 --train 10000 --epochs 6
 //! ```
 
 use std::error::Error;
