@@ -80,7 +80,25 @@ impl LlamaModel {
     /// The same model with the inputs of every linear layer, and of the output matrix, rounded to 8
     /// bits in blocks of `block` values before they are multiplied: what programs do that multiply
     /// integers. Codes are −127 to 127, a block's scale is its largest absolute value over 127 in
-    /// f16; with blocks of 32 that is `Q8_0`, llama.cpp's form for inputs of its plain types.
+    /// f16; with blocks of 32 that is `Q8_0`, llama.cpp's form for inputs of its plain types. Costs a
+    /// copy of each input.
+    ///
+    /// ```
+    /// use prune_candle::LlamaModel;
+    /// use prune_checkpoint::Checkpoint;
+    /// use prune_core::BlockModel;
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/tiny-llama");
+    /// let checkpoint = Checkpoint::open(path.as_ref())?;
+    /// let exact = LlamaModel::new(&checkpoint.config()?, &checkpoint)?;
+    /// let hidden = exact.embed(&checkpoint, &[1, 2, 3])?;
+    /// let first = exact.load_block(&checkpoint, 0)?.forward(hidden.view())?;
+    /// let rounded = exact.with_rounded_inputs(32)?;
+    /// let second = rounded.load_block(&checkpoint, 0)?.forward(hidden.view())?;
+    /// let squares = |x: ndarray::Array2<f32>| x.mapv(|x| x * x).sum();
+    /// let error = squares(&second - &first) / squares(first);
+    /// assert!(error > 0.0 && error < 1e-3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`prune_core::Error::OutOfRange`] for a block of 0.
