@@ -61,7 +61,7 @@ pub struct AdamOptions {
     /// How both fall.
     pub schedule: Schedule,
     /// Sweeps of [`ArmorMethod::Exact`] with [`AdamOptions::WARM_UP_CORE_STEPS`] before the first
-    /// step; they count as no iterations. They lower the loss at once, and pay where fewer than a
+    /// step: beside `iterations`, and counted with them in reports. They lower the loss at once, and pay where fewer than a
     /// hundred iterations follow: beyond that the result may be a little worse.
     pub warm_up: usize,
 }

@@ -9,6 +9,9 @@ use super::{AdamOptions, ArmorMethod, ArmorOptions, CoreRate, Fidelity, GroupCho
 const KEYS: &str = "preset, block, iterations, optimiser, groups, discrete_steps, factor_rate, \
                     core_rate, warm_up, patience, keep, fidelity";
 
+/// Those that mean something for Adam alone.
+const ADAM_KEYS: [&str; 3] = ["factor_rate", "core_rate", "warm_up"];
+
 impl ArmorOptions {
     /// The options that a recipe states, by name; what it leaves out is that of the preset.
     ///
@@ -28,7 +31,8 @@ impl ArmorOptions {
     /// | `fidelity` | `corrected`, `released` guards | `corrected` | `corrected` |
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] naming the option, for unknown keys and values.
+    /// [`Error::OutOfRange`] naming the option, for unknown keys and values, and for `factor_rate`,
+    /// `core_rate` or `warm_up` beside an optimiser other than Adam.
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -39,6 +43,9 @@ impl ArmorOptions {
     /// let found = ArmorOptions::from_text(&text(&[("preset", "paper"), ("block", "32")]))?;
     /// assert_eq!(found, ArmorOptions::paper().block(32));
     /// assert!(ArmorOptions::from_text(&text(&[("blok", "32")])).is_err());
+    /// assert!(ArmorOptions::from_text(&text(&[("warm_up", "10")])).is_ok());
+    /// let unused = [("optimiser", "exact"), ("warm_up", "10")];
+    /// assert!(ArmorOptions::from_text(&text(&unused)).is_err());
     /// # Ok::<(), prune_core::Error>(())
     /// ```
     pub fn from_text(options: &BTreeMap<String, String>) -> Result<Self> {
@@ -50,7 +57,11 @@ impl ArmorOptions {
         for (key, value) in options {
             found.set(key, value.trim())?;
         }
-        Ok(found)
+        let of_adam = ADAM_KEYS.iter().find(|key| options.contains_key(**key));
+        match (&found.method, of_adam) {
+            (ArmorMethod::Adam(_), _) | (_, None) => Ok(found),
+            (_, Some(key)) => Err(bad(key, "another optimiser", "optimiser adam")),
+        }
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<()> {

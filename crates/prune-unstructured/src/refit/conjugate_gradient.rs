@@ -52,7 +52,11 @@ impl Panel<'_> {
         let mut direction = gradient.clone();
         let mut product = Array2::<f32>::zeros(gradient.dim());
         let mut squares: Vec<f64> = gradient.outer_iter().map(|g| dot(g, g)).collect();
-        let enough: Vec<f64> = squares.iter().map(|s| s * tolerance * tolerance).collect();
+        // Below this part of where it started, a gradient in f32 is rounding: steps along it gain
+        // nothing, and after many of them it is subnormal and their length without bound.
+        let rounding = f64::from(f32::EPSILON);
+        let part = |part: f64| squares.iter().map(|s| s * part * part).collect::<Vec<f64>>();
+        let (settled, enough) = (part(rounding), part(tolerance.max(rounding)));
         for _ in 0..steps {
             if squares.iter().zip(&enough).all(|(s, e)| s <= e) {
                 break;
@@ -61,10 +65,10 @@ impl Panel<'_> {
             let lengths: Vec<f64> = direction
                 .outer_iter()
                 .zip(product.outer_iter())
-                .zip(&squares)
-                .map(|((d, p), s)| {
+                .zip(squares.iter().zip(&settled))
+                .map(|((d, p), (s, settled))| {
                     let curvature = dot(d, p);
-                    if curvature > 0.0 { s / curvature } else { 0.0 }
+                    if s > settled && curvature > 0.0 { s / curvature } else { 0.0 }
                 })
                 .collect();
             for (r, &length) in lengths.iter().enumerate() {
