@@ -10,8 +10,9 @@
 //! ```
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use candle_core::{Device, Tensor};
 use clap::Parser;
 use ndarray::Array2;
 use prune_allocate::{
@@ -20,8 +21,10 @@ use prune_allocate::{
 use prune_candle::Vit;
 use prune_checkpoint::Checkpoint;
 use prune_core::{LayerId, Mask, Seed};
-use prune_examples::digits::{Digits, Result, Training, accuracy, train};
+use prune_examples::digits::{self, Result, Training};
 use prune_importance::{BlockRanking, BlockScore, TaylorOrder};
+use prune_train::vision::Images;
+use prune_train::{Dataset, Masks, evaluate};
 
 /// Prune the blocks of a small vision transformer.
 #[derive(Parser, Debug)]
@@ -81,17 +84,19 @@ struct Layer {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
-    let (trained, judged) = Digits::load(&assets.join("digits"))?;
+    let (trained, judged) = digits::load_for_vit()?;
     if let Some(path) = &args.write_images {
         let first: Vec<usize> = (0..args.calibration.min(trained.len())).collect();
-        trained.images(&first)?.save_safetensors("images", path)?;
+        tensor(&trained, &first)?.save_safetensors("images", path)?;
         println!("wrote {} images to {}", first.len(), path.display());
         return Ok(());
     }
     let checkpoint = Checkpoint::open(&args.model)?;
-    let load = || -> Result<Vit> { Ok(Vit::load(&checkpoint.config()?, &checkpoint)?) };
-    let dense = accuracy(&load()?, &judged)?;
+    let load = || -> Result<Vit> {
+        Ok(Vit::load(&checkpoint.config()?, &checkpoint)?.with_label_smoothing(0.1)?)
+    };
+    let accuracy = |vit: &Vit| -> Result<f64> { Ok(evaluate(vit, &judged, 250)?.accuracy()) };
+    let dense = accuracy(&load()?)?;
     println!("dense: {:.1} % of {} images right\n", 100.0 * dense, judged.len());
     println!(
         "{:<20} {:>9} {:>12} {:>14} {:>14}",
@@ -104,22 +109,17 @@ fn main() -> Result<()> {
             let layers = measure(&vit, &trained, &args, seed)?;
             let removed = allocate(&layers, method, args.keep)?;
             let (masks, kept, loss) = masks(&layers, &removed, method)?;
-            for (layer, mask) in &masks {
-                let mut weight = vit.weight(layer)?;
-                mask.apply(weight.view_mut())?;
-                vit.set_weight(layer, weight.view())?;
-            }
-            let masked = accuracy(&vit, &judged)?;
-            let training =
-                Training { epochs: args.epochs, rate: 1e-3, seed, ..Training::default() };
-            train(&vit, &trained, &training, &masks, &mut |_, _| Ok(()))?;
-            for (layer, mask) in &masks {
+            masks.apply(prune_train::Model::parameters(&vit))?;
+            let masked = accuracy(&vit)?;
+            let training = Training { epochs: args.epochs, rate: 1e-3, seed };
+            digits::train(&vit, (&trained, &judged), training, masks.clone())?;
+            for (layer, mask) in masks.iter() {
                 let left = Mask::of_nonzeros(vit.weight(layer)?.view());
                 if left.and(mask)? != left {
                     return Err(format!("{layer}: training brought back a removed weight").into());
                 }
             }
-            rows.push([100.0 * kept, loss, 100.0 * masked, 100.0 * accuracy(&vit, &judged)?]);
+            rows.push([100.0 * kept, loss, 100.0 * masked, 100.0 * accuracy(&vit)?]);
         }
         let [kept, loss, masked, tuned] = [0, 1, 2, 3].map(|i| spread(&rows, i));
         println!(
@@ -136,8 +136,15 @@ fn spread(rows: &[[f64; 4]], column: usize) -> (f64, f64) {
     (mean, rows.iter().map(|r| (r[column] - mean).abs()).fold(0.0, f64::max))
 }
 
+/// Images by their numbers, `(images, 1, 8, 8)`.
+fn tensor(images: &Images, samples: &[usize]) -> Result<Tensor> {
+    let size = images.size();
+    let shape = (samples.len(), size.channels, size.height, size.width);
+    Ok(Tensor::from_vec(images.plain(samples)?.pixels, shape, &Device::Cpu)?)
+}
+
 /// Ranks the blocks of every layer by the gradient of the output's energy over calibration images.
-fn measure(vit: &Vit, digits: &Digits, args: &Args, seed: u64) -> Result<Vec<Layer>> {
+fn measure(vit: &Vit, digits: &Images, args: &Args, seed: u64) -> Result<Vec<Layer>> {
     let mut stream = Seed::new(seed).stream("calibration");
     let mut images: Vec<usize> = (0..digits.len()).collect();
     for i in (1..images.len()).rev() {
@@ -147,7 +154,7 @@ fn measure(vit: &Vit, digits: &Digits, args: &Args, seed: u64) -> Result<Vec<Lay
     let mut total: HashMap<LayerId, Array2<f32>> = HashMap::new();
     for part in images.chunks(128) {
         let share = part.len() as f32 / images.len() as f32;
-        for (layer, gradient) in vit.energy_gradients(&digits.images(part)?)? {
+        for (layer, gradient) in vit.energy_gradients(&tensor(digits, part)?)? {
             let gradient = gradient * share;
             match total.get_mut(&layer) {
                 Some(sum) => *sum += &gradient,
@@ -202,12 +209,8 @@ fn allocate(layers: &[Layer], method: Method, keep: f64) -> Result<Vec<usize>> {
 }
 
 /// The masks, the part of the multiplications that is left and the sum of the curves.
-fn masks(
-    layers: &[Layer],
-    removed: &[usize],
-    method: Method,
-) -> Result<(HashMap<LayerId, Mask>, f64, f64)> {
-    let (mut masks, mut left, mut all, mut loss) = (HashMap::new(), 0, 0, 0.0);
+fn masks(layers: &[Layer], removed: &[usize], method: Method) -> Result<(Masks, f64, f64)> {
+    let (mut masks, mut left, mut all, mut loss) = (Vec::new(), 0, 0, 0.0);
     for (layer, &k) in layers.iter().zip(removed) {
         let ranking = match method {
             Method::Taylor(_) => &layer.taylor,
@@ -217,7 +220,7 @@ fn masks(
         left += mask.kept() * layer.positions;
         all += layer.weights * layer.positions;
         loss += ranking.losses(TaylorOrder::default())[k];
-        masks.insert(layer.id.clone(), mask);
+        masks.push((layer.id.clone(), mask));
     }
-    Ok((masks, left as f64 / all as f64, loss))
+    Ok((Masks::new(masks), left as f64 / all as f64, loss))
 }

@@ -13,6 +13,7 @@
 //! Peak memory is that of the process, which Linux resets between methods; elsewhere run one method
 //! at a time.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use prune_core::{BlockModel, Seed};
 use prune_examples as _;
 use prune_train::{
     AdamW, AdamWOptions, BlockSampler, GaLore, GaLoreOptions, Optimizer, Progress, Schedule,
-    TrainOptions, Trainer, evaluate,
+    StepContext, TrainOptions, Trainer, evaluate,
 };
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -196,15 +197,19 @@ fn run(
         let weights = SamplingWeights::new(scores, mode)?;
         trainer = trainer.with_hook(BlockSampler::new(weights, args.active, args.period, seed)?);
     }
+    let trained = Cell::new(0);
+    trainer = trainer.with_hook(|step: &mut StepContext<'_>| {
+        trained.set(step.parameters.trained());
+        Ok(())
+    });
     let start = Instant::now();
     let history = trainer.run(train, None::<&TokenWindows>)?;
     let seconds = start.elapsed().as_secs_f64();
     let last = history.records.iter().rev().take(10);
     let loss = last.clone().map(|r| r.loss).sum::<f64>() / last.count().max(1) as f64;
     let peak = peak_mib();
-    let parameters = prune_train::Model::parameters(model);
     Ok(Run {
-        trained: parameters.trained(),
+        trained: trained.get(),
         state: trainer.optimizer_len(),
         loss,
         heldout: evaluate(model, heldout, args.batch)?.loss(),

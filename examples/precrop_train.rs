@@ -9,21 +9,18 @@
 //! cargo run --release --example precrop_train -- --cifar10 DIR --network resnet --train 5000
 //! ```
 
-use std::error::Error;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use prune_allocate::{Limits, PreCrop, Widths};
 use prune_core::Seed;
-use prune_examples as _;
-use prune_train::vision::{Augment, Images, MaskPlan, Network, Ratios, Size};
+use prune_examples::digits::{self, Result};
+use prune_train::vision::{Augment, Images, LayerCount, MaskPlan, Network, Ratios, Size};
 use prune_train::{
     Dataset, Masks, Progress, Schedule, Sgd, SgdOptions, TrainOptions, Trainer, evaluate,
 };
-
-type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Which {
@@ -62,8 +59,11 @@ struct Args {
     #[arg(long, default_value_t = 12)]
     epochs: usize,
     /// Images of a batch.
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
+    #[arg(long, default_value = "64")]
+    batch: NonZeroUsize,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 0.1)]
+    rate: f64,
 }
 
 fn main() -> Result<()> {
@@ -104,8 +104,12 @@ fn main() -> Result<()> {
             let cropped = full.with_widths(&Widths::default().of(&channels, &limits)?)?;
             show("PreCrop", &cropped, None)?;
             show("uniform width", &narrowed(&full, &limits)?, None)?;
+            let density = match by_parameters {
+                true => share,
+                false => density_within(&full, share * whole.flops as f64)?,
+            };
+            show("random masks", &full, Some(density))?;
             if by_parameters {
-                show("random masks", &full, Some(share))?;
                 let limits = Limits { flops: Some(whole.flops as f64), ..limits };
                 let wide = Widths::new(PreCrop::widening(2.0)?).of(&channels, &limits)?;
                 show("PreConfig", &full.with_widths(&wide)?, None)?;
@@ -117,11 +121,8 @@ fn main() -> Result<()> {
 
 fn data(args: &Args) -> Result<(Images, Images)> {
     let Some(folder) = &args.cifar10 else {
-        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/digits");
-        let (pixels, labels) =
-            (fs::read(assets.join("pixels.u8"))?, fs::read(assets.join("labels.u8"))?);
-        let (train, test) = Images::digits(&pixels, &labels)?.split(args.train.min(1297));
-        return Ok((train.augmented(Augment::Crop(1)), test));
+        let (train, test) = digits::load()?;
+        return Ok((train.split(args.train).0, test));
     };
     let (train, test) = Images::cifar10(folder)?;
     let size = Size { height: args.side, width: args.side, ..train.size() };
@@ -146,6 +147,42 @@ fn narrowed(full: &Network, limits: &Limits) -> Result<Network> {
     Err("no width is within the limits".into())
 }
 
+/// The largest density, to a thousandth, at which the weights that ERK keeps take part in at most
+/// `flops` multiplications.
+fn density_within(network: &Network, flops: f64) -> Result<f64> {
+    let model = network.build(Seed::new(0))?;
+    let (mut within, mut beyond) = (0, 1000);
+    while beyond - within > 1 {
+        let middle = (within + beyond) / 2;
+        let masks = erk(f64::from(middle) / 1000.0, Seed::new(0)).masks(&model, None)?;
+        match multiplications(network, &masks) as f64 <= flops {
+            true => within = middle,
+            false => beyond = middle,
+        }
+    }
+    match within {
+        0 => Err("no density is within the limit".into()),
+        within => Ok(f64::from(within) / 1000.0),
+    }
+}
+
+fn erk(density: f64, seed: Seed) -> MaskPlan {
+    MaskPlan { density, ratios: Ratios::Erk, seed, ..MaskPlan::default() }
+}
+
+/// The multiplications for one image by weights that masks keep.
+fn multiplications(network: &Network, masks: &Masks) -> usize {
+    let kept = |layer: &str| {
+        let mut of_layer = masks.iter().filter(|(id, _)| id.as_str() == layer);
+        of_layer.next().map(|(_, mask)| mask.kept())
+    };
+    let of = |c: LayerCount| {
+        let weights = kept(&c.name).unwrap_or(c.weights);
+        if c.weights == 0 { 0 } else { weights * (c.multiplications / c.weights) }
+    };
+    network.counts().into_iter().map(of).sum()
+}
+
 /// Trains with all seeds and prints a line; returns the milliseconds of a pass over the test images.
 #[expect(clippy::too_many_arguments, reason = "a line of the table")]
 fn row(
@@ -159,25 +196,27 @@ fn row(
     dense: Option<f64>,
 ) -> Result<f64> {
     let (mut accuracies, mut seconds, mut passes) = (Vec::new(), 0.0, Vec::new());
+    let mut flops = network.multiplications();
+    let mut weights = network.counts().iter().map(|c| c.weights).sum::<usize>();
     for &seed in &args.seeds {
         let seed = Seed::new(seed);
         let model = network.build(seed)?;
         let masks = match density {
-            Some(density) => {
-                let plan = MaskPlan { density, ratios: Ratios::Erk, seed, ..MaskPlan::default() };
-                plan.masks(&model, None)?
-            }
+            Some(density) => erk(density, seed).masks(&model, None)?,
             None => Masks::default(),
         };
+        if density.is_some() {
+            (weights, flops) = (masks.kept(), multiplications(network, &masks));
+        }
         let options = TrainOptions {
-            steps: args.epochs * (train.len() / args.batch),
-            batch: args.batch,
+            steps: args.epochs * (train.len() / args.batch.get()),
+            batch: args.batch.get(),
             schedule: Schedule::cifar(),
             seed,
             progress: Progress::Bar,
             ..TrainOptions::default()
         };
-        let sgd = Sgd::new(SgdOptions::default())?;
+        let sgd = Sgd::new(SgdOptions { rate: args.rate, ..SgdOptions::default() })?;
         let start = Instant::now();
         let mut trainer = Trainer::new(&model, sgd, options)?.with_masks(masks)?;
         trainer.run(train, None::<&Images>)?;
@@ -194,11 +233,8 @@ fn row(
     let mean = accuracies.iter().sum::<f64>() / accuracies.len() as f64;
     let squares: f64 = accuracies.iter().map(|a| (a - mean).powi(2)).sum();
     let deviation = (squares / (accuracies.len().max(2) - 1) as f64).sqrt();
-    let weights: usize = network.counts().iter().map(|c| c.weights).sum();
     println!(
-        "{budget:<16} {by:<14} {:>9.0} {:>11} {:>6.2} {:>7.2} {seconds:>8.1} {pass:>9.1} {:>7.2}",
-        weights as f64 * density.unwrap_or(1.0),
-        network.multiplications(),
+        "{budget:<16} {by:<14} {weights:>9} {flops:>11} {:>6.2} {:>7.2} {seconds:>8.1} {pass:>9.1} {:>7.2}",
         100.0 * mean,
         100.0 * deviation,
         dense.unwrap_or(pass) / pass,

@@ -10,15 +10,16 @@
 //! cargo run --release --example random_pruning -- --cifar10 DIR --side 16 --train 10000 --epochs 6
 //! ```
 
-use std::error::Error;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use prune_allocate::Saliency;
 use prune_core::Seed;
-use prune_examples as _;
+use prune_examples::digits::{self, Result, TRAINED};
+use prune_spectral::{Farms, TailFit, TempBalance};
 use prune_train::vision::reliability::{
     Disturbance, calibration_error, detection, disturbed, predictions,
 };
@@ -26,11 +27,18 @@ use prune_train::vision::{
     Augment, Images, MaskPlan, Network, Positions, Ratios, Size, VisionModel,
 };
 use prune_train::{
-    Dataset, History, Masks, Model, Progress, Schedule, Sgd, SgdOptions, TrainOptions, Trainer,
-    draw_curves,
+    Dataset, History, LayerRates, Masks, Model, Progress, Schedule, Sgd, SgdOptions, TrainOptions,
+    Trainer, draw_curves,
 };
 
-type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+/// Where the exponents that TempBalance goes by come from.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Exponents {
+    /// The spectra of whole weights.
+    Whole,
+    /// FARMS' windows, of 16 rows and columns.
+    Farms,
+}
 
 /// Train with random masks.
 #[derive(Parser, Debug)]
@@ -69,8 +77,11 @@ struct Args {
     #[arg(long, default_value_t = 12)]
     epochs: usize,
     /// Images of a batch.
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
+    #[arg(long, default_value = "64")]
+    batch: NonZeroUsize,
+    /// Learning rates by layer (TempBalance), from 0.5 to 1.5 times the common one.
+    #[arg(long, value_enum)]
+    temp_balance: Option<Exponents>,
     /// Folder that receives the curves.
     #[arg(long, default_value = "out/random_pruning")]
     out: PathBuf,
@@ -117,8 +128,10 @@ fn main() -> Result<()> {
         .filter(|(name, _)| name.contains("dense") || name.contains("erk"))
         .map(|(name, history)| (name.as_str(), history))
         .collect();
-    draw_curves(&shown, &args.out.join("losses.svg"))?;
-    println!("curves are in {}", args.out.display());
+    if !shown.is_empty() {
+        draw_curves(&shown, &args.out.join("losses.svg"))?;
+        println!("curves are in {}", args.out.display());
+    }
     Ok(())
 }
 
@@ -131,28 +144,25 @@ struct Data {
 
 impl Data {
     fn load(args: &Args) -> Result<Self> {
-        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/digits");
-        let (pixels, labels) =
-            (fs::read(assets.join("pixels.u8"))?, fs::read(assets.join("labels.u8"))?);
-        let digits = Images::digits(&pixels, &labels)?;
         let Some(folder) = &args.cifar10 else {
-            let (train, test) = digits.split(args.train.min(1297));
+            let (train, test) = digits::load()?;
+            let pixels = digits::files()?.0;
             // Digits cut in two: the left half of one image beside the right half of another.
             let halves = |image: usize, other: usize| {
                 (0..64).map(move |p| if p % 8 < 4 { image * 64 + p } else { other * 64 + p })
             };
-            let cut = (0..500).flat_map(|i| halves(1297 + i, 1297 + (i * 7 + 250) % 500));
+            let cut = (0..500).flat_map(|i| halves(TRAINED + i, TRAINED + (i * 7 + 250) % 500));
             let bytes = cut.map(|at| (u16::from(pixels[at]) * 255 / 16) as u8).collect();
             let unknown = Images::new(bytes, vec![0; 500], test.size())?;
             let unknown = unknown.normalised(&[0.305], &[0.376])?;
-            return Ok(Self { train: train.augmented(Augment::Crop(1)), test, unknown });
+            return Ok(Self { train: train.split(args.train).0, test, unknown });
         };
         let (train, test) = Images::cifar10(folder)?;
         let size = Size { height: args.side, width: args.side, ..train.size() };
         let train = train.split(args.train).0.resized(size)?;
         let train = train.augmented(Augment::CropAndFlip(args.side / 8));
         let test = test.split(args.test).0.resized(size)?;
-        let unknown = digits.split(500).0.resized(test.size())?;
+        let unknown = digits::load()?.0.split(500).0.resized(test.size())?;
         let unknown = unknown.normalised(&[0.4914, 0.4822, 0.4465], &[0.2470, 0.2435, 0.2616])?;
         Ok(Self { train, test, unknown })
     }
@@ -189,8 +199,8 @@ fn run(
         false => masks.kept(),
     };
     let options = TrainOptions {
-        steps: args.epochs * (data.train.len() / args.batch),
-        batch: args.batch,
+        steps: args.epochs * (data.train.len() / args.batch.get()),
+        batch: args.batch.get(),
         schedule: Schedule::cifar(),
         seed,
         progress: Progress::Bar,
@@ -199,6 +209,13 @@ fn run(
     let sgd = Sgd::new(SgdOptions::default())?;
     let start = Instant::now();
     let mut trainer = Trainer::new(&model, sgd, options)?.with_masks(masks)?;
+    if let Some(exponents) = args.temp_balance {
+        let rates = LayerRates::new(TempBalance::default(), 1)?;
+        trainer = trainer.with_hook(match exponents {
+            Exponents::Whole => rates,
+            Exponents::Farms => rates.with_farms(Farms::new(16, 1.0)?.fit(TailFit::median())),
+        });
+    }
     let history = trainer.run(&data.train, None::<&Images>)?.clone();
     let seconds = start.elapsed().as_secs_f64();
     let known = predictions(&model, &data.test, 250)?;

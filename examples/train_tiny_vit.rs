@@ -8,7 +8,6 @@
 //! cargo run --release --example train_tiny_vit
 //! ```
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,7 +17,8 @@ use clap::Parser;
 use prune_candle::{Vit, VitConfig, VitNaming};
 use prune_checkpoint::{HfWriter, WriterOptions};
 use prune_core::{DType, Seed, TensorInfo, encode_f32};
-use prune_examples::digits::{Digits, Result, SIDE, Training, accuracy, train};
+use prune_examples::digits::{self, Result, Training};
+use prune_train::{Dataset, Masks, Model, Parameter, evaluate};
 use serde_json::json;
 
 /// Train the small vision transformer of `assets/`. The defaults are the shipped run.
@@ -27,9 +27,6 @@ struct Args {
     /// Folder that receives the checkpoint and `train.log`; it must not exist.
     #[arg(long, default_value = "out/tiny-vit")]
     out: PathBuf,
-    /// Folder with the images.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/digits"))]
-    digits: PathBuf,
     /// Seed of the initial weights and of the order of the images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -40,9 +37,9 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let (trained, judged) = Digits::load(&args.digits)?;
+    let (trained, judged) = digits::load_for_vit()?;
     let config = VitConfig {
-        image_size: SIDE,
+        image_size: judged.size().height,
         patch_size: 2,
         channels: 1,
         hidden_size: 64,
@@ -55,35 +52,36 @@ fn main() -> Result<()> {
         distilled: false,
         naming: VitNaming::Vit,
     };
-    let vit = Vit::init(config, Seed::new(args.seed))?;
+    let vit = Vit::init(config, Seed::new(args.seed))?.with_label_smoothing(0.1)?;
     let mut log = String::new();
     let mut note = |line: String| {
         println!("{line}");
         log += &line;
         log += "\n";
     };
-    let training = Training { epochs: args.epochs, seed: args.seed, ..Training::default() };
-    let parameters: usize = vit.vars().map(|(_, var)| var.elem_count()).sum();
-    note(format!("{parameters} parameters, {} images; {training:?}", trained.len()));
-
+    let training = Training { epochs: args.epochs, rate: 2e-3, seed: args.seed };
+    note(format!(
+        "{} parameters, {} images; {training:?}",
+        vit.parameters().count(),
+        trained.len()
+    ));
     let start = Instant::now();
-    train(&vit, &trained, &training, &HashMap::new(), &mut |epoch, loss| {
-        if epoch % 5 == 0 || epoch == training.epochs {
-            let right = 100.0 * accuracy(&vit, &judged)?;
-            let seconds = start.elapsed().as_secs_f64();
-            note(format!(
-                "epoch {epoch:>3}  loss {loss:.4}  judged {right:.1} %  {seconds:>4.0} s"
-            ));
+    let history = digits::train(&vit, (&trained, &judged), training, Masks::default())?;
+    for record in &history.records {
+        if let Some(right) = record.heldout_accuracy {
+            let (step, loss, right) = (record.step, record.loss, 100.0 * right);
+            note(format!("step {step:>4}  loss {loss:.4}  judged {right:.1} %"));
         }
-        Ok(())
-    })?;
-    // What is written is what is judged.
-    for (_, var) in vit.vars() {
-        var.set(&var.to_dtype(CandleType::BF16)?.to_dtype(CandleType::F32)?)?;
     }
-    for (what, digits) in [("trained", &trained), ("judged", &judged)] {
-        let right = 100.0 * accuracy(&vit, digits)?;
-        note(format!("in bf16: {right:.1} % of the {} {what} images right", digits.len()));
+    println!("{:.0} s", start.elapsed().as_secs_f64());
+    // What is written is what is judged.
+    for parameter in vit.parameters().iter() {
+        let rounded = parameter.var().to_dtype(CandleType::BF16)?.to_dtype(CandleType::F32)?;
+        vit.parameters().set(parameter.name(), &rounded)?;
+    }
+    for (what, images) in [("trained", &trained), ("judged", &judged)] {
+        let right = 100.0 * evaluate(&vit, images, 250)?.accuracy();
+        note(format!("in bf16: {right:.1} % of the {} {what} images right", images.len()));
     }
     save(&vit, &args.out)?;
     Ok(fs::write(args.out.join("train.log"), log)?)
@@ -112,17 +110,17 @@ fn save(vit: &Vit, out: &Path) -> Result<()> {
             .collect::<serde_json::Map<_, _>>(),
         "torch_dtype": "bfloat16",
     });
-    let info = |name: &str, shape: &[usize]| TensorInfo {
-        name: name.to_string(),
+    let info = |p: &Parameter| TensorInfo {
+        name: p.name().to_string(),
         dtype: DType::BF16,
-        shape: shape.to_vec(),
+        shape: p.var().dims().to_vec(),
     };
-    let plan = vit.vars().map(|(name, var)| info(name, var.dims())).collect();
+    let plan = vit.parameters().iter().map(info).collect();
     let mut writer = HfWriter::create(out, WriterOptions { plan, ..WriterOptions::default() })?;
-    for (name, var) in vit.vars() {
-        let values = var.flatten_all()?.to_vec1::<f32>()?;
-        let bytes = encode_f32(name, DType::BF16, &values)?;
-        writer.write_tensor(&info(name, var.dims()), &bytes)?;
+    for parameter in vit.parameters().iter() {
+        let values = parameter.var().flatten_all()?.to_vec1::<f32>()?;
+        let bytes = encode_f32(parameter.name(), DType::BF16, &values)?;
+        writer.write_tensor(&info(parameter), &bytes)?;
     }
     writer.add_file("config.json", format!("{json:#}\n").as_bytes())?;
     writer.finish()?;

@@ -140,6 +140,9 @@ fn options_out_of_range_are_refused() {
 fn the_n_m_form_matches_the_reference_and_keeps_a_weight() {
     assert_eq!(owl_n_m(&[2.0, 1.0, 0.5, 0.25, 3.0], 4, 8, 2.0).unwrap(), [4, 4, 5, 5, 3]);
     assert_eq!(owl_n_m(&[0.0, 1.0], 3, 4, 10.0).unwrap(), [3, 0]);
+    // A half goes to the even number: ±0.5 to 0, ±1.5 to ±2.
+    assert_eq!(owl_n_m(&[0.0, 1.0], 2, 4, 1.0).unwrap(), [2, 2]);
+    assert_eq!(owl_n_m(&[0.0, 1.0], 4, 8, 3.0).unwrap(), [6, 2]);
     assert!(owl_n_m(&[], 2, 4, 2.0).unwrap().is_empty());
 }
 

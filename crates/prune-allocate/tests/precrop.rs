@@ -104,6 +104,24 @@ fn densities_within_flops_and_within_both_match_the_reference() {
         &[1.0, 0.760715, 0.842733, 0.421367, 0.302666, 0.151333, 1.0],
         1e-6,
     );
+    // Where both bind, every layer that is not full pays λ a + μ b for one share of the number of
+    // such layers.
+    let both = at(Some(0.5), Some(0.5));
+    let price = |l: usize| (costs[l].params as f64, costs[l].flops as f64, 1.0 / both[l]);
+    let ((a, b, x), (c, d, y)) = (price(1), price(2));
+    let (lambda, mu) = ((x * d - y * b) / (a * d - b * c), (a * y - c * x) / (a * d - b * c));
+    let free = 1..6;
+    for l in free.clone() {
+        let (params, flops, inverse) = price(l);
+        assert_abs_diff_eq!(lambda * params + mu * flops, inverse, epsilon = 1e-6);
+    }
+    let spent = |of: fn(&LayerCost) -> u64, share: f64, all: f64| {
+        share * all - of(&costs[0]) as f64 - of(&costs[6]) as f64
+    };
+    let (params_left, flops_left) =
+        (spent(|c| c.params, 0.5, PARAMS), spent(|c| c.flops, 0.5, FLOPS));
+    let shares = lambda * params_left + mu * flops_left;
+    assert_abs_diff_eq!(shares, free.len() as f64, epsilon = 1e-6);
     // Parameters are slack.
     close(&at(Some(0.8), Some(0.3)), &third, 1e-12);
 }
@@ -122,6 +140,11 @@ fn preconfig_densities_match_the_reference() {
         assert_abs_diff_eq!(1.0 / p, price, epsilon = 1e-6);
     }
     assert_abs_diff_eq!(lambda * PARAMS + mu * FLOPS, 7.0, epsilon = 1e-5);
+    // Under one limit all layers get the same number of parameters.
+    let one = free.densities(&costs, &limits(Some(1.0), None)).unwrap();
+    for (c, p) in costs.iter().zip(&one) {
+        assert_abs_diff_eq!(c.params as f64 * p, PARAMS / 7.0, epsilon = 1e-6);
+    }
     let tight = free.densities(&costs, &limits(Some(0.8), Some(1.0))).unwrap();
     let want = [5.575181, 1.045346, 1.444423, 0.722211, 0.645849, 0.322924, 25.092919];
     close(&tight, &want, 2e-6);
@@ -151,35 +174,52 @@ fn synaptic_expectation_matches_the_reference_and_any_granularity() {
     assert_abs_diff_eq!(want, 15.989543, epsilon = 1e-6);
     assert!(log_syn_exp(&sizes, &p, 4).is_err());
     assert!(log_syn_exp(&[5, 0, 6], &p, 4).is_err());
-    // The mean of synaptic flow over drawn weights, with single weights and whole rows masked.
+    // The mean of synaptic flow over drawn weights, with single weights, whole rows and whole
+    // columns masked.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Masked {
+        Weights,
+        Rows,
+        Columns,
+    }
     let mut stream = Seed::new(1).stream("syn exp");
-    for rows in [false, true] {
+    let mut moments = |masked: Masked| {
         const DRAWS: usize = 20_000;
-        let mut mean = 0.0;
+        let (mut sum, mut squares) = (0.0, 0.0);
         for _ in 0..DRAWS {
             let mut flow = vec![1.0; sizes[0]];
             for l in 0..3 {
                 let deviation = (2.0 / sizes[l] as f64).sqrt();
-                flow = (0..sizes[l + 1])
-                    .map(|_| {
-                        let row = stream.uniform() < p[l];
-                        flow.iter()
-                            .map(|x| {
-                                let (u, v) = (1.0 - stream.uniform(), stream.uniform());
-                                let g =
-                                    (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos();
-                                let kept = if rows { row } else { stream.uniform() < p[l] };
-                                if kept { x * (g * deviation).abs() } else { 0.0 }
-                            })
-                            .sum()
-                    })
-                    .collect();
+                let columns: Vec<bool> = flow.iter().map(|_| stream.uniform() < p[l]).collect();
+                let mut output = || {
+                    let row = stream.uniform() < p[l];
+                    let term = |(x, column): (&f64, &bool)| {
+                        let (u, v) = (1.0 - stream.uniform(), stream.uniform());
+                        let g = (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos();
+                        let kept = match masked {
+                            Masked::Weights => stream.uniform() < p[l],
+                            Masked::Rows => row,
+                            Masked::Columns => *column,
+                        };
+                        if kept { x * (g * deviation).abs() } else { 0.0 }
+                    };
+                    flow.iter().zip(&columns).map(term).sum()
+                };
+                flow = (0..sizes[l + 1]).map(|_| output()).collect();
             }
-            mean += flow.iter().sum::<f64>() / DRAWS as f64;
+            let r: f64 = flow.iter().sum();
+            sum += r;
+            squares += r * r;
         }
-        // About four standard errors.
-        assert_abs_diff_eq!(mean, want, epsilon = 0.4);
+        let mean = sum / DRAWS as f64;
+        (mean, (squares / DRAWS as f64 - mean * mean) / DRAWS as f64)
+    };
+    let all = [Masked::Weights, Masked::Rows, Masked::Columns].map(&mut moments);
+    for (mean, variance) in all {
+        assert!((mean - want).abs() < 4.0 * variance.sqrt(), "{mean} for {want}");
     }
+    // The mean is the same for any granularity; the variance is not.
+    assert!(all[1].1 > 1.5 * all[0].1 && all[2].1 > 1.5 * all[0].1, "{all:?}");
 }
 
 fn networks() -> [(&'static str, ChannelNetwork); 3] {
@@ -255,6 +295,9 @@ fn skip_connections_and_ends_keep_one_width() {
         for block in 1..3 {
             assert_eq!(shape(&layers, &format!("layer{stage}.{block}.conv1"))[1], outer);
             assert_eq!(shape(&layers, &format!("layer{stage}.{block}.conv2"))[0], outer);
+        }
+        if stage > 1 {
+            assert_eq!(shape(&layers, &format!("layer{stage}.0.shortcut"))[0], outer);
         }
     }
     assert!(shape(&layers, "layer3.0.conv2")[0] < 64);

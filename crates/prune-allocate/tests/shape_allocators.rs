@@ -108,8 +108,11 @@ fn er_densities_of_nine_layers_match_the_reference() {
             [1.0, 0.516261, 0.387195, 0.387195, 0.258130, 0.193598, 0.193598, 0.129065, 0.477541],
         ),
     ];
-    for (density, want) in cases {
-        close(&Er.densities(&nine_layers(), &keep(density)).unwrap(), &want, 1e-6);
+    for ((density, want), scale) in cases.into_iter().zip([1.013996, 2.027992, 4.130085]) {
+        let got = Er.densities(&nine_layers(), &keep(density)).unwrap();
+        close(&got, &want, 1e-6);
+        // Weights over the sum of the first two dimensions, times the kernel.
+        assert_abs_diff_eq!(got[7] * 36864.0 / (128.0 * 9.0), scale, epsilon = 1e-6);
     }
 }
 
@@ -146,6 +149,7 @@ fn erk_densities_of_resnet_20_match_the_reference() {
     close(&got[7..10], &[0.096141, 0.062313, 0.801172], 1e-6);
     close(&got[14..17], &[0.045400, 0.029821, 0.392574], 1e-6);
     assert_abs_diff_eq!(got[21], 0.948587, epsilon = 1e-6);
+    assert_abs_diff_eq!(got[15] * 36864.0 / 134.0, 8.203998, epsilon = 1e-6);
     let got = Erk.densities(&resnet20(), &keep(0.2)).unwrap();
     let dense: Vec<usize> = (0..22).filter(|&l| got[l] == 1.0).collect();
     assert_eq!(dense, [0, 9, 16, 21]);
@@ -202,6 +206,30 @@ fn erk_plus_has_a_dense_last_layer_and_erk_densities_elsewhere() {
     // The reference's density of the others at 0.1.
     let rest: f64 = (0.1 * 75056.0 - 640.0) / (75056.0 - 640.0);
     assert_abs_diff_eq!(rest, 0.0922597, epsilon = 1e-7);
+}
+
+#[test]
+fn a_density_of_one_keeps_everything() {
+    let budget = keep(1.0);
+    for network in [nine_layers(), mlp(), resnet20()] {
+        let whole = vec![1.0; network.len()];
+        assert_eq!(Er.densities(&network, &budget).unwrap(), whole);
+        assert_eq!(Erk.densities(&network, &budget).unwrap(), whole);
+        assert_eq!(Uniform.densities(&network, &budget).unwrap(), whole);
+        let kept = Allocator::allocate(&Erk, &network, &budget).unwrap();
+        assert_eq!(kept.total(), network.iter().map(|l| l.info.numel()).sum::<usize>());
+    }
+}
+
+#[test]
+fn a_depthwise_convolution_is_denser_by_its_shape_and_full_early() {
+    // (16 + 1 + 3 + 3) / 144 against (16 + 16 + 3 + 3) / 2304.
+    let network = layers(&[&[16, 1, 3, 3], &[16, 16, 3, 3]]);
+    let got = Erk.densities(&network, &keep(0.05)).unwrap();
+    assert_abs_diff_eq!(got[0] / got[1], (23.0 / 144.0) / (38.0 / 2304.0), epsilon = 1e-9);
+    let got = Erk.densities(&network, &keep(0.2)).unwrap();
+    assert_eq!(got[0], 1.0);
+    assert_abs_diff_eq!(got[1], (0.2 * 2448.0 - 144.0) / 2304.0, epsilon = 1e-12);
 }
 
 #[test]

@@ -60,3 +60,12 @@ impl From<Error> for prune_core::Error {
         }
     }
 }
+
+/// The error as a trainer passes it on.
+pub(crate) fn as_training(error: Error) -> prune_train::Error {
+    match error {
+        Error::Train(e) => e,
+        Error::Candle(e) => prune_train::Error::Candle(e),
+        other => prune_train::Error::Core(other.into()),
+    }
+}

@@ -42,6 +42,20 @@ fn the_outliers_of_a_tiny_layer_match_the_reference() {
     assert_abs_diff_eq!(percent(2.0, &block), 16.666667, epsilon = 1e-6);
 }
 
+#[test]
+fn rows_of_zeros_and_dead_channels_lower_the_threshold() {
+    let inputs = array![[1.0, 0.0, 2.0], [2.0, 1.0, -1.0], [0.0, 3.0, 1.0]];
+    let weight = array![[1.0, -2.0, 0.5], [0.25, 4.0, -1.0]];
+    // Two rows of zeros halve the mean: what was above once it is above twice it, of as many again.
+    let padded = array![[1.0, -2.0, 0.5], [0.25, 4.0, -1.0], [0.0; 3], [0.0; 3]];
+    let padded = [(padded, stats(&inputs))];
+    assert_abs_diff_eq!(percent(2.0, &padded), 16.666667, epsilon = 1e-6);
+    let mut dead = inputs.clone();
+    dead.column_mut(2).fill(0.0);
+    assert_eq!(percent(3.0, &[(weight.clone(), stats(&inputs))]), 0.0);
+    assert_abs_diff_eq!(percent(3.0, &[(weight, stats(&dead))]), 16.666667, epsilon = 1e-6);
+}
+
 /// Four blocks of two 6x5 layers each, over 7 tokens with an outlier channel that grows.
 fn four_blocks() -> Vec<Vec<(Array2<f32>, ColumnStats)>> {
     let weight = |l: f64| {

@@ -2,7 +2,7 @@ use prune_allocate::SamplingWeights;
 use prune_core::{Seed, block_of};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Hook, Result, StepContext};
+use crate::{Error, Hook, Parameter, ParameterKind, Parameters, Result, StepContext};
 
 /// What becomes of the optimiser's state when a block is frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -18,7 +18,8 @@ pub enum OnFreeze {
 ///
 /// Every `period` steps, `active` blocks are drawn by their [`SamplingWeights`]: by outliers for
 /// OwLore, alike for LISA. What stands outside the blocks, embeddings and the last norm, is always
-/// trained. The block of a parameter is the number in its name.
+/// trained. The block of a parameter is the number in its name. Parameters that were frozen before
+/// training stay frozen, and after it the others are free again.
 ///
 /// Source: Li et al., "OwLore", 2024; Pan et al., "LISA", 2024.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct BlockSampler {
     seed: Seed,
     on_freeze: OnFreeze,
     drawn: Option<(usize, Vec<usize>)>,
+    /// The parameters that were frozen before the first draw: they stay so.
+    frozen: Option<Vec<bool>>,
 }
 
 impl BlockSampler {
@@ -43,7 +46,8 @@ impl BlockSampler {
                 return Err(Error::out_of_range(what, 0, "at least 1"));
             }
         }
-        Ok(Self { weights, active, period, seed, on_freeze: OnFreeze::default(), drawn: None })
+        let on_freeze = OnFreeze::default();
+        Ok(Self { weights, active, period, seed, on_freeze, drawn: None, frozen: None })
     }
 
     /// The same with another rule for the state of frozen blocks.
@@ -69,6 +73,8 @@ impl Hook for BlockSampler {
         }
         let blocks = self.blocks(context.step)?;
         let known = self.weights.probabilities().len();
+        let parameters = context.parameters;
+        let before = self.frozen.get_or_insert_with(|| is_frozen(parameters));
         for (number, parameter) in context.parameters.iter().enumerate() {
             let Some((block, _)) = block_of(parameter.name()) else { continue };
             if block >= known {
@@ -77,6 +83,9 @@ impl Hook for BlockSampler {
                     block,
                     format!("below {known}, the number of scores"),
                 ));
+            }
+            if before.get(number).copied().unwrap_or(false) {
+                continue;
             }
             let frozen = blocks.binary_search(&block).is_err();
             parameter.freeze(frozen);
@@ -87,4 +96,39 @@ impl Hook for BlockSampler {
         self.drawn = Some((period, blocks));
         Ok(())
     }
+
+    fn after_run(&mut self, parameters: &Parameters) {
+        if let Some(before) = self.frozen.take() {
+            parameters.iter().zip(before).for_each(|(p, frozen)| p.freeze(frozen));
+        }
+        self.drawn = None;
+    }
+
+    fn state(&self) -> Option<(&'static str, serde_json::Value)> {
+        let weights: Vec<u64> = self.weights.probabilities().iter().map(|p| p.to_bits()).collect();
+        let drawn = (self.seed.value(), self.active, self.period, self.on_freeze, weights);
+        Some((NAME, serde_json::to_value(drawn).unwrap_or_default()))
+    }
+
+    fn restore(&mut self, name: &str, state: &serde_json::Value) -> Result<bool> {
+        if name != NAME {
+            return Ok(false);
+        }
+        match self.state() {
+            Some((_, own)) if own == *state => Ok(true),
+            _ => Err(Error::out_of_range(
+                "seed, blocks, period or scores of the block sampler",
+                "others than in the checkpoint",
+                "the same",
+            )),
+        }
+    }
+}
+
+/// The name of the state in checkpoints.
+const NAME: &str = "block sampler";
+
+fn is_frozen(parameters: &Parameters) -> Vec<bool> {
+    let frozen = |p: &Parameter| p.kind() != ParameterKind::Buffer && !p.is_trained();
+    parameters.iter().map(frozen).collect()
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use prune_core::{DType, decode_f32};
 use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 
 use crate::values::with_values;
@@ -63,18 +64,26 @@ pub(crate) fn named(prefix: &str, parameters: &Parameters) -> Vec<(String, Tenso
     parameters.iter().map(tensor).collect()
 }
 
-/// Takes up what [`named`] gave.
-pub(crate) fn take(
+/// The tensors of all parameters in what [`named`] gave.
+///
+/// # Errors
+/// [`prune_core::Error::UnknownTensor`], [`prune_core::Error::Shape`].
+pub(crate) fn of_parameters(
     prefix: &str,
     parameters: &Parameters,
     tensors: &BTreeMap<String, Tensor>,
-) -> Result<()> {
-    for parameter in parameters.iter() {
+) -> Result<Vec<Tensor>> {
+    let of = |parameter: &crate::Parameter| {
         let name = format!("{prefix}{}", parameter.name());
-        let missing = || Error::Core(prune_core::Error::UnknownTensor(name.clone()));
-        parameters.set(parameter.name(), tensors.get(&name).ok_or_else(missing)?)?;
-    }
-    Ok(())
+        let tensor = tensors.get(&name).cloned();
+        let tensor = tensor.ok_or(prune_core::Error::UnknownTensor(name))?;
+        if tensor.dims() != parameter.var().dims() {
+            let (found, expected) = (tensor.dims(), parameter.var().dims());
+            return Err(Error::shape(parameter.name(), found, expected));
+        }
+        Ok(tensor)
+    };
+    parameters.iter().map(of).collect()
 }
 
 /// A tensor of f32 whose bytes are made when they are written, one tensor at a time.
@@ -112,12 +121,51 @@ pub fn save_weights(parameters: &Parameters, path: &Path) -> Result<()> {
     write(path, named("", parameters), &serde_json::Value::Null)
 }
 
-/// Takes up weights that [`save_weights`] or another program wrote in f32; names and shapes must
-/// be those of the parameters.
+/// Takes up weights from a safetensors file of any program, in F32, F16, BF16 or F64; other tensors
+/// in the file are left alone. Nothing changes unless all parameters are there, in their shapes.
 ///
 /// # Errors
-/// [`Error::File`], [`Error::Format`]; [`prune_core::Error::UnknownTensor`],
-/// [`prune_core::Error::Shape`] naming the parameter.
+/// [`Error::File`]; [`Error::Format`] for a file that is none, or a type that is not floating;
+/// [`prune_core::Error::UnknownTensor`], [`prune_core::Error::Shape`],
+/// [`prune_core::Error::NotFinite`] naming the parameter.
+///
+/// ```
+/// use prune_core::Seed;
+/// use prune_train::vision::Network;
+/// use prune_train::{Model, load_weights, save_weights};
+///
+/// let folder = std::env::temp_dir().join("prune-train-load-weights");
+/// let path = folder.join("model.safetensors");
+/// let [trained, other] = [0, 1].map(|seed| Network::mlp(&[1, 2, 2], &[3], 2)?.build(Seed::new(seed)));
+/// let (trained, other) = (trained?, other?);
+/// save_weights(trained.parameters(), &path)?;
+/// load_weights(other.parameters(), &path)?;
+/// assert_eq!(trained.logits(&[1.0; 4])?, other.logits(&[1.0; 4])?);
+/// # std::fs::remove_dir_all(folder).ok();
+/// # Ok::<(), prune_train::Error>(())
+/// ```
 pub fn load_weights(parameters: &Parameters, path: &Path) -> Result<()> {
-    take("", parameters, &read(path)?.0)
+    let bytes = fs::read(path).map_err(|e| Error::file(path, e))?;
+    let all = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::format(path, "file", e, "a safetensors file"))?;
+    let mut tensors = BTreeMap::new();
+    for name in parameters.iter().map(|p| p.name()) {
+        let unknown = |_| prune_core::Error::UnknownTensor(name.to_string());
+        let view = all.tensor(name).map_err(unknown)?;
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F64 => DType::F64,
+            other => {
+                let (found, expected) = (format!("{other:?}"), "F32, F16, BF16 or F64");
+                return Err(Error::format(path, name, found, expected));
+            }
+        };
+        let values = decode_f32(name, dtype, view.data())?;
+        prune_core::check_finite(name, &values)?;
+        let tensor = Tensor::from_vec(values, view.shape(), &Device::Cpu)?;
+        tensors.insert(name.to_string(), tensor);
+    }
+    parameters.restore(&of_parameters("", parameters, &tensors)?)
 }

@@ -7,7 +7,7 @@ use crate::{Error, Parameters, Result};
 
 /// The gradients of a loss by the parameters of a model, in their order; none for those that are
 /// frozen or play no part.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Gradients {
     list: Vec<Option<Tensor>>,
 }
@@ -47,7 +47,8 @@ impl Gradients {
         self.list.get_mut(number).and_then(Option::take)
     }
 
-    /// Adds to the gradient of parameter `number`.
+    /// Adds to the gradient of parameter `number`. A first one is kept as it is, and changed in
+    /// place by [`Gradients::scale`] and [`Gradients::clip`]: give a copy of what is used elsewhere.
     ///
     /// # Errors
     /// [`prune_core::Error::Shape`] for a gradient of another shape; [`Error::UnknownParameter`].

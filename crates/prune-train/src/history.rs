@@ -19,9 +19,8 @@ pub struct Record {
     pub loss: f64,
     /// The share of right predictions.
     pub accuracy: f64,
-    /// The norm of the gradients before clipping, where clipping is on.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub gradient_norm: Option<f64>,
+    /// The norm of the gradients before clipping.
+    pub gradient_norm: f64,
     /// Loss on held-out data, where it was measured after this step.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub heldout_loss: Option<f64>,
@@ -66,35 +65,34 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log and keeps its records up to step `step`: a resumed run writes the others
-    /// again.
-    pub(crate) fn open(path: &Path, step: usize) -> Result<Self> {
-        let kept: String = match fs::read_to_string(path) {
-            Ok(text) => {
-                let before = |line: &&str| {
-                    serde_json::from_str::<Record>(line).is_ok_and(|record| record.step <= step)
-                };
-                text.lines().take_while(before).flat_map(|line| [line, "\n"]).collect()
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(Error::file(path, e)),
-        };
+    /// A log of the steps so far, in place of the file that there was: a resumed run has them in
+    /// its checkpoint.
+    pub(crate) fn create(path: &Path, so_far: &History) -> Result<Self> {
+        let lines = so_far.records.iter().map(|record| line(path, record));
+        let lines = lines.collect::<Result<String>>()?;
         let create = || -> std::io::Result<fs::File> {
             if let Some(folder) = path.parent() {
                 fs::create_dir_all(folder)?;
             }
-            let mut file = fs::File::create(path)?;
-            file.write_all(kept.as_bytes())?;
-            Ok(file)
+            let mut name = path.file_name().unwrap_or_default().to_os_string();
+            name.push(".partial");
+            let partial = path.with_file_name(name);
+            fs::write(&partial, lines)?;
+            fs::rename(&partial, path)?;
+            fs::File::options().append(true).open(path)
         };
         let file = create().map_err(|e| Error::file(path, e))?;
         Ok(Self { file, path: path.to_path_buf() })
     }
 
     pub(crate) fn write(&mut self, record: &Record) -> Result<()> {
-        let mut line = serde_json::to_string(record)
-            .map_err(|e| Error::format(&self.path, "record", e, "finite numbers"))?;
-        line.push('\n');
+        let line = line(&self.path, record)?;
         self.file.write_all(line.as_bytes()).map_err(|e| Error::file(&self.path, e))
     }
+}
+
+fn line(path: &Path, record: &Record) -> Result<String> {
+    let line = serde_json::to_string(record)
+        .map_err(|e| Error::format(path, "record", e, "finite numbers"))?;
+    Ok(line + "\n")
 }

@@ -17,14 +17,33 @@ pub struct StepContext<'a> {
 /// Something that is done before every step of training: layers frozen and unfrozen, learning
 /// rates of layers set.
 ///
-/// A hook decides by the step alone, or by parameters that a checkpoint brings back, so that
-/// resumed training goes on as it would have.
+/// A hook decides by the step alone, or by parameters that a checkpoint brings back, or has a
+/// [`Hook::state`] there, so that resumed training goes on as it would have.
 pub trait Hook {
     /// Called before the gradients of step `context.step` are computed.
     ///
     /// # Errors
     /// Stops training.
     fn before_step(&mut self, context: &mut StepContext<'_>) -> Result<()>;
+
+    /// Called when a run ends, by an error too: the place to put back what was changed for it.
+    fn after_run(&mut self, parameters: &Parameters) {
+        let _ = parameters;
+    }
+
+    /// What a checkpoint has to hold: a name and a value. Nothing by default.
+    fn state(&self) -> Option<(&'static str, serde_json::Value)> {
+        None
+    }
+
+    /// Takes up a [`Hook::state`] of this name; returns whether it was this hook's.
+    ///
+    /// # Errors
+    /// When the value is not what the hook gave.
+    fn restore(&mut self, name: &str, state: &serde_json::Value) -> Result<bool> {
+        let _ = (name, state);
+        Ok(false)
+    }
 }
 
 impl<F: FnMut(&mut StepContext<'_>) -> Result<()>> Hook for F {

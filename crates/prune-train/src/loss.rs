@@ -10,7 +10,7 @@ use crate::{Error, Result, Tally};
 ///
 /// # Errors
 /// [`prune_core::Error::Shape`] unless the rows are whole and as many as targets;
-/// [`prune_core::Error::OutOfRange`] for a target that is no class.
+/// [`prune_core::Error::OutOfRange`] for a target that is no class, or unless 0 ≤ smoothing < 1.
 ///
 /// ```
 /// use prune_train::cross_entropy;
@@ -47,6 +47,9 @@ pub fn cross_entropy_in_place(
     if classes == 0 || logits.len() != classes * targets.len() {
         return Err(Error::shape("logits", &[logits.len()], &[targets.len(), classes]));
     }
+    if !(0.0..1.0).contains(&smoothing) {
+        return Err(Error::out_of_range("label smoothing", smoothing, "0 <= smoothing < 1"));
+    }
     if let Some(target) = targets.iter().find(|t| **t as usize >= classes) {
         return Err(Error::out_of_range("class", target, format!("below {classes}")));
     }
@@ -72,8 +75,11 @@ pub fn cross_entropy_in_place(
         let scale = (1.0 / sum) as f32;
         row.iter_mut().for_each(|v| *v = (*v * scale - other) * inverse);
         row[target] -= own * inverse;
-        let loss =
-            log_sum - (1.0 - smoothing) * f64::from(chosen) - smoothing * mean / classes as f64;
+        let mut loss = log_sum - (1.0 - smoothing) * f64::from(chosen);
+        // A class of probability 0 has a mean of minus infinity.
+        if smoothing > 0.0 {
+            loss -= smoothing * mean / classes as f64;
+        }
         (loss, usize::from(best == target))
     };
     let rows: Vec<(f64, usize)> = logits.par_chunks_mut(classes).zip(targets).map(row).collect();

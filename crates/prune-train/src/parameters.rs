@@ -124,11 +124,12 @@ impl Parameters {
             return Err(layer(format!("{} values do not fill {shape:?}", values.len())));
         }
         let at = self.list.len();
-        if self.index.insert(name.to_string(), at).is_some() {
+        if self.index.contains_key(name) {
             return Err(layer("another parameter has this name".to_string()));
         }
         let var = Var::from_vec(values, shape, &Device::Cpu)?;
         let frozen = AtomicBool::new(false);
+        self.index.insert(name.to_string(), at);
         self.list.push(Parameter { name: name.to_string(), kind, var, frozen });
         Ok(at)
     }
@@ -189,10 +190,10 @@ impl Parameters {
     }
 
     /// The layers whose weights can be pruned, in the order of the parameters: convolutions have
-    /// four dimensions, linear layers two.
+    /// four dimensions, linear layers two. A layer's parameter is named `LAYER.weight`.
     pub fn layers(&self) -> Vec<LayerInfo> {
         self.iter()
-            .filter(|p| p.kind == ParameterKind::Weight)
+            .filter(|p| p.kind == ParameterKind::Weight && p.name.ends_with(".weight"))
             .map(|p| {
                 let kind = match p.var.rank() {
                     4 => LayerKind::Conv2d,

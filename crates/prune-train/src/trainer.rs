@@ -5,6 +5,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::history::Log;
+use crate::values::with_values;
 use crate::{
     Dataset, Error, Gradients, History, Hook, Keep, Masks, Model, Optimizer, Order, Progress,
     Record, Result, StepContext, Tally, TrainOptions, checkpoint, evaluate,
@@ -45,12 +46,44 @@ pub struct Trainer<'a, M: Model> {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct State {
     step: usize,
-    seed: u64,
+    run: Run,
     optimizer: String,
     best_loss: Option<f64>,
     without_better: usize,
     stopped: bool,
     history: History,
+    hooks: Vec<(String, serde_json::Value)>,
+}
+
+/// What a resumed training has to have in common with the one that wrote the checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Run {
+    seed: u64,
+    batch: usize,
+    accumulate: usize,
+    keep: Keep,
+    /// Weights under masks, and how many of them stay.
+    masked: (usize, usize),
+    /// Samples of the training data, once it is known.
+    samples: Option<usize>,
+}
+
+impl Run {
+    /// The first thing in which two trainings differ: what, here, there.
+    fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let parts = |run: &Self| {
+            [
+                ("seed", run.seed.to_string()),
+                ("samples of a batch", run.batch.to_string()),
+                ("batches of a step", run.accumulate.to_string()),
+                ("rule for the parameters to keep", format!("{:?}", run.keep)),
+                ("masked weights", format!("{} with {} kept", run.masked.0, run.masked.1)),
+            ]
+        };
+        let mut pairs = parts(self).into_iter().zip(parts(other));
+        let different = pairs.find(|(a, b)| a != b);
+        different.map(|((what, found), (_, expected))| (what, found, expected))
+    }
 }
 
 impl<'a, M: Model> Trainer<'a, M> {
@@ -65,11 +98,15 @@ impl<'a, M: Model> Trainer<'a, M> {
     ) -> Result<Self> {
         options.check()?;
         let optimizer = Box::new(optimizer);
-        let state = State {
+        let run = Run {
             seed: options.seed.value(),
-            optimizer: optimizer.name().to_string(),
-            ..State::default()
+            batch: options.batch,
+            accumulate: options.accumulate,
+            keep: options.keep,
+            ..Run::default()
         };
+        let optimizer_name = optimizer.name().to_string();
+        let state = State { run, optimizer: optimizer_name, ..State::default() };
         Ok(Self {
             model,
             optimizer,
@@ -87,6 +124,7 @@ impl<'a, M: Model> Trainer<'a, M> {
     /// As [`Masks::apply`].
     pub fn with_masks(mut self, masks: Masks) -> Result<Self> {
         masks.apply(self.model.parameters())?;
+        self.state.run.masked = (masks.weights(), masks.kept());
         self.masks = masks;
         Ok(self)
     }
@@ -151,10 +189,10 @@ impl<'a, M: Model> Trainer<'a, M> {
         }
         self.masks.apply_to(&gradients, parameters)?;
         let norm = match self.options.clip {
-            Some(most) => Some(gradients.clip(most)?),
-            None => None,
+            Some(most) => gradients.clip(most)?,
+            None => gradients.norm()?,
         };
-        if let Some(norm) = norm.filter(|n| !n.is_finite()) {
+        if !norm.is_finite() {
             return Err(diverged("norm of the gradients", norm));
         }
         let factor = self.options.schedule.factor(step, self.options.steps);
@@ -178,8 +216,33 @@ impl<'a, M: Model> Trainer<'a, M> {
     ///
     /// # Errors
     /// As [`Trainer::step`]; [`prune_core::Error::OutOfRange`] when the batch has more samples than
-    /// the data; [`Error::File`] for checkpoints and the log.
+    /// the data, when there is no held-out data and the options ask for the best parameters or for
+    /// patience, and when a resumed training gets data of another size; [`Error::File`] for
+    /// checkpoints and the log.
     pub fn run<D, E>(&mut self, train: &D, heldout: Option<&E>) -> Result<&History>
+    where
+        D: Dataset<Batch = M::Batch>,
+        E: Dataset<Batch = M::Batch>,
+    {
+        let judged = heldout.map_or(0, |data| data.len());
+        let judge = self.options.keep == Keep::Best || self.options.patience.is_some();
+        if judged == 0 && (judge || heldout.is_some()) {
+            return Err(Error::out_of_range("samples of the held-out data", 0, "at least 1"));
+        }
+        if let Some(before) = self.state.run.samples.filter(|n| *n != train.len()) {
+            let expected = format!("{before}, as before the training was interrupted");
+            return Err(Error::out_of_range("samples to train on", train.len(), expected));
+        }
+        self.state.run.samples = Some(train.len());
+        let ended = self.train(train, heldout);
+        for hook in &mut self.hooks {
+            hook.after_run(self.model.parameters());
+        }
+        ended?;
+        Ok(&self.state.history)
+    }
+
+    fn train<D, E>(&mut self, train: &D, heldout: Option<&E>) -> Result<()>
     where
         D: Dataset<Batch = M::Batch>,
         E: Dataset<Batch = M::Batch>,
@@ -188,7 +251,7 @@ impl<'a, M: Model> Trainer<'a, M> {
         let mut order = Order::new(train.len(), options.batch, options.seed)?;
         let epoch_steps = (order.batches() / options.accumulate).max(1);
         let log = options.log.as_deref();
-        let mut log = log.map(|path| Log::open(path, self.state.step)).transpose()?;
+        let mut log = log.map(|path| Log::create(path, self.history())).transpose()?;
         let bar = bar(options.progress, options.steps, self.state.step);
         while self.state.step < options.steps && !self.state.stopped {
             let first = self.state.step * options.accumulate;
@@ -198,6 +261,7 @@ impl<'a, M: Model> Trainer<'a, M> {
             });
             let batches = batches.collect::<Result<Vec<_>>>()?;
             let mut record = self.step(&batches, epoch_steps)?;
+            record.epoch = first / order.batches();
             drop(batches);
             let last = self.state.step == options.steps;
             if let Some(heldout) = heldout
@@ -226,11 +290,15 @@ impl<'a, M: Model> Trainer<'a, M> {
         if let (Keep::Best, Some(best)) = (options.keep, &self.best) {
             self.model.parameters().restore(best)?;
         }
-        Ok(&self.state.history)
+        Ok(())
     }
 
     /// Takes a held-out loss up: the best parameters, patience.
     fn note(&mut self, loss: f64) -> Result<()> {
+        if !loss.is_finite() {
+            let step = self.state.step - 1;
+            return Err(Error::Diverged { step, what: "loss on held-out data", value: loss });
+        }
         if self.state.best_loss.is_none_or(|best| loss < best) {
             self.state.best_loss = Some(loss);
             self.state.without_better = 0;
@@ -249,26 +317,36 @@ impl<'a, M: Model> Trainer<'a, M> {
     /// safetensors file; the file is replaced when the new one is whole.
     ///
     /// # Errors
-    /// [`Error::File`].
+    /// [`Error::File`]; [`prune_core::Error::NotFinite`] naming a parameter: the file before stays.
     pub fn save(&self, path: &Path) -> Result<()> {
         let parameters = self.model.parameters();
+        for parameter in parameters.iter() {
+            with_values(parameter.var(), |values| {
+                Ok(prune_core::check_finite(parameter.name(), values)?)
+            })?;
+        }
         let mut tensors = checkpoint::named("model.", parameters);
         tensors.extend(self.optimizer.save(parameters)?);
         if let Some(best) = &self.best {
             let named = parameters.iter().zip(best);
             tensors.extend(named.map(|(p, t)| (format!("best.{}", p.name()), t.clone())));
         }
-        let state = serde_json::to_value(&self.state)
+        let hooks = self.hooks.iter().filter_map(|h| h.state());
+        let hooks = hooks.map(|(name, state)| (name.to_string(), state)).collect();
+        let state = serde_json::to_value(State { hooks, ..self.state.clone() })
             .map_err(|e| Error::format(path, "state", e, "finite numbers"))?;
         checkpoint::write(path, tensors, &state)
     }
 
-    /// Goes on from a checkpoint of the same model, optimiser and seed.
+    /// Goes on from a checkpoint of the same model, optimiser, seed, batches, masks and hooks. The
+    /// number of steps, the schedule and the patience may be others. After an error the model is as
+    /// it was.
     ///
     /// # Errors
-    /// [`Error::File`]; [`Error::Format`] for a file that is no checkpoint, or of another optimiser
-    /// or seed; [`prune_core::Error::UnknownTensor`] and [`prune_core::Error::Shape`] for one of
-    /// another model.
+    /// [`Error::File`]; [`Error::Format`] for a file that is no checkpoint, for one of another
+    /// optimiser, seed, batch, or of other masks, and for the state of a hook that there is not;
+    /// [`prune_core::Error::UnknownTensor`] and [`prune_core::Error::Shape`] for one of another
+    /// model.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         let (tensors, state) = checkpoint::read(path)?;
         let state: State = serde_json::from_value(state)
@@ -277,17 +355,42 @@ impl<'a, M: Model> Trainer<'a, M> {
             let expected = self.state.optimizer.clone();
             return Err(Error::format(path, "optimiser", &state.optimizer, expected));
         }
-        if state.seed != self.state.seed {
-            let expected = self.state.seed.to_string();
-            return Err(Error::format(path, "seed", state.seed, expected));
+        if let Some((what, found, expected)) = state.run.difference(&self.state.run) {
+            return Err(Error::format(path, what, found, expected));
         }
         let parameters = self.model.parameters();
-        checkpoint::take("model.", parameters, &tensors)?;
+        let values = checkpoint::of_parameters("model.", parameters, &tensors)?;
+        for (layer, mask) in self.masks.iter() {
+            let name = layer.weight_name();
+            let Some(number) = parameters.number(&name) else { continue };
+            let removed = mask.complement();
+            let left = with_values(&values[number], |values| {
+                Ok(removed
+                    .kept_indices()
+                    .find_map(|i| values.get(i).filter(|v| **v != 0.0).copied()))
+            })?;
+            if let Some(value) = left {
+                let what = format!("weight of `{name}` that the masks remove");
+                return Err(Error::format(path, what, value, "0: are these the same masks?"));
+            }
+        }
+        for (name, state) in &state.hooks {
+            let mut taken = false;
+            for hook in &mut self.hooks {
+                taken |= hook.restore(name, state)?;
+            }
+            if !taken {
+                return Err(Error::format(path, "hook", name, "those of this trainer"));
+            }
+        }
         self.optimizer.load(parameters, &tensors)?;
+        parameters.restore(&values)?;
         let best = |p: &crate::Parameter| tensors.get(&format!("best.{}", p.name())).cloned();
         self.best = parameters.iter().map(best).collect();
-        self.masks.apply(parameters)?;
         self.state = state;
+        // Another patience may go on where the one before had enough.
+        let most = self.options.patience;
+        self.state.stopped = most.is_some_and(|most| self.state.without_better >= most);
         Ok(())
     }
 }

@@ -84,6 +84,75 @@ fn two_steps_give_the_golden_weights() {
     }
 }
 
+/// The right singular vector of the smallest singular value of a matrix of three columns, which is
+/// returned too: by inverse iteration on its Gram matrix.
+fn smallest(values: &[f32]) -> ([f64; 3], f64) {
+    let at = |i: usize, j: usize| {
+        values.chunks(3).map(|row| f64::from(row[i]) * f64::from(row[j])).sum::<f64>()
+    };
+    let rows = [0, 1, 2].map(|i| [0, 1, 2].map(|j| at(i, j)));
+    let cross = |a: [f64; 3], b: [f64; 3]| {
+        [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
+    };
+    let dot = |a: [f64; 3], b: [f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let adjugate = [cross(rows[1], rows[2]), cross(rows[2], rows[0]), cross(rows[0], rows[1])];
+    let mut v = [1.0, 0.5, -0.25];
+    for _ in 0..200 {
+        let next = adjugate.map(|row| dot(row, v));
+        let norm = dot(next, next).sqrt();
+        v = next.map(|x| x / norm);
+    }
+    (v, dot(v, rows.map(|row| dot(row, v))).sqrt())
+}
+
+#[test]
+fn an_update_lies_in_the_space_of_the_leading_singular_vectors() {
+    let (last, sigma) = smallest(&wave(4, 3, 1.0));
+    assert!((sigma - 0.229020).abs() < 1e-6, "{sigma}");
+    let beyond = |rank: usize| {
+        let p = parameters(4, 3, vec![0.0; 12]);
+        step(&mut galore(Refresh::Keep, 200, rank), &p, wave(4, 3, 1.0));
+        let rows = values(&p);
+        let along = rows.chunks(3).map(|row| row.iter().zip(last).map(|(x, v)| f64::from(*x) * v));
+        along.map(|terms| terms.sum::<f64>().abs()).fold(0.0, f64::max)
+    };
+    assert!(beyond(2) < 1e-8 && beyond(3) > 1e-4, "{} and {}", beyond(2), beyond(3));
+}
+
+#[test]
+fn a_rank_beyond_the_matrix_is_its_own() {
+    let run = |rank| {
+        let p = parameters(5, 3, wave(5, 3, 0.0));
+        let mut optimizer = galore(Refresh::Keep, 2, rank);
+        (1..5).for_each(|l| step(&mut optimizer, &p, wave(5, 3, f64::from(l))));
+        values(&p)
+    };
+    assert_eq!(run(3), run(100));
+}
+
+#[test]
+fn weights_decay_after_the_update() {
+    let run = |weight_decay| {
+        let p = parameters(4, 3, wave(4, 3, 0.0));
+        let adam = AdamWOptions { rate: 0.01, eps: 1e-6, weight_decay, ..Default::default() };
+        let options = GaLoreOptions { adam, rank: 2, gap: 200, scale: 1.0, refresh: Refresh::Keep };
+        step(&mut GaLore::new(options).unwrap(), &p, wave(4, 3, 1.0));
+        values(&p)
+    };
+    for (plain, decayed) in run(0.0).iter().zip(run(5.0)) {
+        assert!((decayed - plain * (1.0 - 0.01 * 5.0)).abs() < 2e-7, "{plain} and {decayed}");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_papers() {
+    let (galore, owlore) = (GaLoreOptions::default(), GaLoreOptions::owlore());
+    assert_eq!((galore.rank, galore.gap, galore.scale), (128, 200, 0.25));
+    assert_eq!((owlore.rank, owlore.gap, owlore.scale), (256, 100, 1.0));
+    let adam = owlore.adam;
+    assert_eq!((adam.beta1, adam.beta2, adam.eps, adam.weight_decay), (0.9, 0.999, 1e-6, 0.0));
+}
+
 #[test]
 fn a_transposed_matrix_gets_the_transposed_update_to_the_bit() {
     for refresh in [Refresh::Keep, Refresh::Rotate, Refresh::Reset] {

@@ -234,6 +234,42 @@ fn coin_tosses_keep_the_right_number_on_average() {
     let mean = kept.iter().sum::<usize>() as f64 / 20.0;
     assert!((mean - n * d).abs() < 4.0 * (n * d * (1.0 - d) / 20.0f64).sqrt(), "{mean}");
     assert!(kept.iter().any(|k| *k != kept[0]));
+    // Counts of a layer spread as those of coins do.
+    let model = Network::mlp(&[1, 4, 4], &[20], 10).unwrap().build(Seed::new(0)).unwrap();
+    let of_first = |seed| {
+        let masks = MaskPlan { seed: Seed::new(seed), ..plan }.masks(&model, None).unwrap();
+        masks.iter().find(|(_, mask)| mask.cols() == 16).unwrap().1.kept() as f64
+    };
+    let kept: Vec<f64> = (0..600).map(of_first).collect();
+    let mean = kept.iter().sum::<f64>() / 600.0;
+    let variance = kept.iter().map(|k| (k - mean).powi(2)).sum::<f64>() / 599.0;
+    let density = mean / 320.0;
+    let ratio = variance / (320.0 * density * (1.0 - density));
+    // Four standard errors of a variance from 600 draws.
+    assert!((ratio - 1.0).abs() < 4.0 * (2.0f64 / 599.0).sqrt(), "{ratio}");
+}
+
+#[test]
+fn signed_saliencies_of_a_relu_network_have_one_sum() {
+    let model = Network::mlp(&[1, 8, 8], &[20, 15], 10).unwrap().build(Seed::new(4)).unwrap();
+    for p in model.parameters().iter().filter(|p| p.name().ends_with("bias")) {
+        model.parameters().set(p.name(), &p.var().zeros_like().unwrap()).unwrap();
+    }
+    let batch = digits().plain(&[0, 1, 2, 3, 4]).unwrap();
+    let (_, gradients) = model.gradients(&batch).unwrap();
+    let sum = |name: &str| {
+        let number = model.parameters().number(name).unwrap();
+        let weight = model.parameters().get(name).unwrap().var().as_tensor();
+        let product = (weight * gradients.get(number).unwrap()).unwrap();
+        let values = product.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        values.into_iter().map(f64::from).sum::<f64>()
+    };
+    let weights = model.parameters().layers();
+    let sums: Vec<f64> = weights.iter().map(|l| sum(&l.id.weight_name())).collect();
+    assert_eq!(sums.len(), 3);
+    for s in &sums {
+        assert!((s - sums[0]).abs() < 1e-5 * (1.0 + sums[0].abs()), "{sums:?}");
+    }
 }
 
 #[test]

@@ -5,12 +5,12 @@ use std::fs;
 
 use prune_allocate::{SamplingMode, SamplingWeights};
 use prune_core::Seed;
-use prune_spectral::TempBalance;
+use prune_spectral::{Farms, TailFit, TempBalance};
 use prune_train::vision::{Augment, Images, MaskPlan, Network, VisionModel};
 use prune_train::{
     AdamW, AdamWOptions, BlockSampler, GaLore, GaLoreOptions, Hook, Keep, LayerRates, Model,
-    Optimizer, Result, Schedule, Sgd, SgdOptions, StepContext, TrainOptions, Trainer, evaluate,
-    save_weights,
+    OnFreeze, Optimizer, Result, Schedule, Sgd, SgdOptions, StepContext, TrainOptions, Trainer,
+    evaluate, save_weights,
 };
 
 fn digits() -> (Images, Images) {
@@ -94,13 +94,16 @@ fn killed_and_resumed_training_ends_with_the_same_bytes() {
         let plan = MaskPlan { density: 0.5, ..MaskPlan::default() };
         let whole = cnn(2);
         let masks = plan.masks(&whole, None).unwrap();
+        // Measured every 12 steps, the length of an epoch: not where a checkpoint is.
+        let rates = || LayerRates::new(TempBalance::default(), 1).unwrap();
         let trainer = Trainer::new(&whole, optimizer(), options("whole")).unwrap();
-        let mut trainer = trainer.with_masks(masks.clone()).unwrap();
+        let mut trainer = trainer.with_masks(masks.clone()).unwrap().with_hook(rates());
         trainer.run(&train, Some(&heldout)).unwrap();
 
         let killed = cnn(2);
         let trainer = Trainer::new(&killed, optimizer(), options("parts")).unwrap();
-        let mut trainer = trainer.with_masks(masks.clone()).unwrap().with_hook(Kill(33));
+        let trainer = trainer.with_masks(masks.clone()).unwrap().with_hook(rates());
+        let mut trainer = trainer.with_hook(Kill(33));
         assert!(trainer.run(&train, Some(&heldout)).is_err());
         drop(trainer);
 
@@ -108,6 +111,9 @@ fn killed_and_resumed_training_ends_with_the_same_bytes() {
         let resumed = cnn(77);
         let trainer = Trainer::new(&resumed, optimizer(), options("parts")).unwrap();
         let mut trainer = trainer.with_masks(masks).unwrap();
+        let error = trainer.resume(&path("parts.safetensors")).unwrap_err().to_string();
+        assert!(error.contains("layer rates"), "{error}");
+        let mut trainer = trainer.with_hook(rates());
         trainer.resume(&path("parts.safetensors")).unwrap();
         assert_eq!(trainer.steps_done(), 28);
         trainer.run(&train, Some(&heldout)).unwrap();
@@ -253,11 +259,42 @@ fn frozen_blocks_stay_and_lose_their_state() {
 }
 
 #[test]
+fn state_of_frozen_blocks_stays_where_it_is_asked_for() {
+    let (train, _) = digits();
+    let mut net = Network::new([1, 8, 8]).unwrap();
+    let mut x = net.input();
+    for i in 0..4 {
+        x = net.linear(&format!("blocks.{i}.fc"), x, 16, Default::default()).unwrap();
+    }
+    net.linear("head", x, 10, Default::default()).unwrap();
+    let state_after = |on_freeze| {
+        let model = net.build(Seed::new(0)).unwrap();
+        let weights = SamplingWeights::new(&[1.0; 4], SamplingMode::Uniform).unwrap();
+        let sampler = BlockSampler::new(weights, 1, 1, Seed::new(0)).unwrap();
+        let drawn: std::collections::BTreeSet<usize> =
+            (0..12).map(|step| sampler.blocks(step).unwrap()[0]).collect();
+        assert_eq!(drawn.len(), 4);
+        let options = TrainOptions { steps: 12, batch: 32, ..TrainOptions::default() };
+        let adam = AdamW::new(AdamWOptions::default()).unwrap();
+        let trainer = Trainer::new(&model, adam, options).unwrap();
+        let mut trainer = trainer.with_hook(sampler.with_state(on_freeze));
+        trainer.run(&train, None::<&Images>).unwrap();
+        (trainer.optimizer_len(), 2 * model.parameters().count())
+    };
+    // In the end every block has had its turn.
+    let (kept, all) = state_after(OnFreeze::Keep);
+    assert_eq!(kept, all);
+    let (dropped, all) = state_after(OnFreeze::Drop);
+    assert!(dropped < all, "{dropped} of {all}");
+}
+
+#[test]
 fn temp_balance_gives_layers_their_own_rates() {
     let (train, heldout) = digits();
     let model = Network::mlp(&[1, 8, 8], &[64, 64], 10).unwrap().build(Seed::new(0)).unwrap();
     let options = TrainOptions { steps: 60, batch: 64, ..TrainOptions::default() };
-    let rates = LayerRates::new(TempBalance::default(), 1).unwrap();
+    let farms = Farms::new(10, 1.0).unwrap().fit(TailFit::median());
+    let rates = LayerRates::new(TempBalance::default(), 1).unwrap().with_farms(farms);
     let sgd = Sgd::new(SgdOptions::default()).unwrap();
     let seen = std::cell::RefCell::new(Vec::new());
     let look = |context: &mut StepContext<'_>| {

@@ -3,8 +3,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use prune_core::{Seed, TensorSource};
 use prune_train::{
-    Error as TrainError, Gradients, Init, Model, ParameterKind, Parameters, Tally,
-    cross_entropy_in_place, with_values,
+    Gradients, Init, Model, ParameterKind, Parameters, Tally, cross_entropy_in_place, with_values,
 };
 
 use super::attention::{Heads, attend};
@@ -14,6 +13,7 @@ use super::norm::rms_norm;
 use super::rotary::rotate;
 use super::swiglu::swiglu;
 use super::tokens::TokenBatch;
+use crate::error::as_training;
 use crate::llama::{EMBEDDING, HEAD, LAST_NORM};
 use crate::rope::Rotary;
 use crate::{Error, LlamaConfig, LlamaModel, Result};
@@ -427,13 +427,5 @@ impl Model for TrainableLlama {
 
     fn evaluate(&self, batch: &TokenBatch) -> prune_train::Result<Tally> {
         self.loss(batch).map_err(as_training)
-    }
-}
-
-fn as_training(error: Error) -> TrainError {
-    match error {
-        Error::Train(e) => e,
-        Error::Candle(e) => TrainError::Candle(e),
-        other => TrainError::Core(other.into()),
     }
 }

@@ -19,7 +19,7 @@ impl ImageModel for Vit {
     }
 
     fn weight_bytes(&self) -> usize {
-        self.vars().map(|(_, var)| 4 * var.elem_count()).sum()
+        4 * self.parameters.count()
     }
 
     fn batch_bytes(&self, images: usize) -> usize {

@@ -1,20 +1,22 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, Device, Tensor};
 use ndarray::{Array2, ArrayView2};
 use prune_core::{LayerId, LayerInfo, LayerKind, Seed, TensorSource};
+use prune_train::{ParameterKind, Parameters};
 
 use super::VitConfig;
 use super::names::Role;
 use crate::{Error, Result};
 
-/// A vision transformer whose weights are candle variables: it runs, and gradients of all of them
-/// can be had.
+/// A vision transformer that runs, whose gradients can be had, and that a
+/// [`Trainer`](prune_train::Trainer) trains.
 ///
 /// ViT and DeiT (with or without a distillation token) under timm's or transformers' names, in f32
 /// on the CPU. Norms before attention and before the multilayer perceptron, learned positions, the
-/// exact GELU, and a linear head on the class token.
+/// exact GELU, and a linear head on the class token. Its [`Parameters`](prune_train::Parameters) have
+/// the names of the checkpoint.
 ///
 /// ```no_run
 /// use prune_candle::Vit;
@@ -30,9 +32,10 @@ use crate::{Error, Result};
 pub struct Vit {
     config: VitConfig,
     layers: Vec<LayerInfo>,
-    weights: BTreeMap<String, Var>,
+    pub(super) parameters: Parameters,
     /// The heads that there are: on the class token and on the distillation token.
     heads: (&'static str, Option<&'static str>),
+    pub(super) label_smoothing: f64,
 }
 
 /// Deviation of the initial weights.
@@ -93,13 +96,32 @@ impl Vit {
         mut values: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
     ) -> Result<Self> {
         config.check()?;
-        let mut weights = BTreeMap::new();
-        for (name, shape) in shapes(&config, heads) {
-            let values = values(&name, &shape)?;
-            weights.insert(name, Var::from_vec(values, shape, &Device::Cpu)?);
-        }
         let layers = layers(&config, heads);
-        Ok(Self { config, layers, weights, heads })
+        let mut parameters = Parameters::default();
+        for (name, shape) in shapes(&config, heads) {
+            let kind = match shape.len() {
+                1 => ParameterKind::Vector,
+                _ if layers.iter().any(|l| l.id.weight_name() == name) => ParameterKind::Weight,
+                _ => ParameterKind::Embedding,
+            };
+            parameters.push(&name, kind, &shape, values(&name, &shape)?)?;
+        }
+        Ok(Self { config, layers, parameters, heads, label_smoothing: 0.0 })
+    }
+
+    /// The same model, trained on labels of which a part is spread over all classes.
+    ///
+    /// # Errors
+    /// [`Error::Core`]: `OutOfRange` unless 0 ≤ smoothing < 1.
+    pub fn with_label_smoothing(self, smoothing: f64) -> Result<Self> {
+        if !(0.0..1.0).contains(&smoothing) {
+            return Err(Error::Core(prune_core::Error::OutOfRange {
+                what: "label smoothing".to_string(),
+                found: smoothing.to_string(),
+                expected: "0 <= smoothing < 1".to_string(),
+            }));
+        }
+        Ok(Self { label_smoothing: smoothing, ..self })
     }
 
     /// The configuration.
@@ -124,18 +146,13 @@ impl Vit {
         }
     }
 
-    /// Every weight, in the order of their names.
-    pub fn vars(&self) -> impl ExactSizeIterator<Item = (&str, &Var)> {
-        self.weights.iter().map(|(name, var)| (name.as_str(), var))
-    }
-
     /// The weight of a layer as a matrix: a convolution is `out_channels x (in_channels · kernel_h ·
     /// kernel_w)`.
     ///
     /// # Errors
     /// [`Error::Core`] for a layer that the model does not have.
     pub fn weight(&self, layer: &LayerId) -> Result<Array2<f32>> {
-        matrix(layer, self.var(&layer.weight_name())?.as_tensor())
+        matrix(layer, &self.tensor(&layer.weight_name())?)
     }
 
     /// Replaces the weight of a layer by a matrix as [`Vit::weight`] gives it.
@@ -143,18 +160,18 @@ impl Vit {
     /// # Errors
     /// [`Error::Core`] for a layer that the model does not have, or another shape.
     pub fn set_weight(&self, layer: &LayerId, weight: ArrayView2<'_, f32>) -> Result<()> {
-        let var = self.var(&layer.weight_name())?;
-        let old = matrix(layer, var.as_tensor())?;
-        if old.dim() != weight.dim() {
+        let name = layer.weight_name();
+        let shape = self.tensor(&name)?.dims().to_vec();
+        let expected = [shape[0], shape[1..].iter().product()];
+        if weight.shape() != expected {
             return Err(Error::Core(prune_core::Error::Shape {
-                what: layer.weight_name(),
+                what: name,
                 found: weight.shape().to_vec(),
-                expected: old.shape().to_vec(),
+                expected: expected.to_vec(),
             }));
         }
         let values: Vec<f32> = weight.iter().copied().collect();
-        var.set(&Tensor::from_vec(values, var.dims(), &Device::Cpu)?)?;
-        Ok(())
+        Ok(self.parameters.set(&name, &Tensor::from_vec(values, shape, &Device::Cpu)?)?)
     }
 
     /// Logits `(batch, classes)` of images `(batch, channels, height, width)`, normalised as the
@@ -211,7 +228,7 @@ impl Vit {
         let mut found = HashMap::with_capacity(self.layers.len());
         for layer in &self.layers {
             let name = layer.id.weight_name();
-            let gradient = gradients.get(self.var(&name)?).ok_or_else(|| {
+            let gradient = gradients.get(&self.tensor(&name)?).ok_or_else(|| {
                 Error::Core(prune_core::Error::UnknownTensor(format!("gradient of {name}")))
             })?;
             found.insert(layer.id.clone(), matrix(&layer.id, gradient)?);
@@ -219,9 +236,10 @@ impl Vit {
         Ok(found)
     }
 
-    fn var(&self, name: &str) -> Result<&Var> {
-        let unknown = || Error::Core(prune_core::Error::UnknownTensor(name.to_string()));
-        self.weights.get(name).ok_or_else(unknown)
+    /// A tensor as the forward pass uses it: no gradient reaches a frozen one.
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let unknown = |_| Error::Core(prune_core::Error::UnknownTensor(name.to_string()));
+        Ok(self.parameters.get(name).map_err(unknown)?.tensor())
     }
 
     /// Hidden states `(batch · tokens, width)`: class token, distillation token, patches.
@@ -234,13 +252,13 @@ impl Vit {
             .reshape((batch, config.channels, side, patch, side, patch))?
             .permute((0, 2, 4, 1, 3, 5))?
             .reshape((batch * config.patches(), config.channels * patch * patch))?;
-        let weight = self.var(&format!("{}.weight", naming.patches()))?.as_tensor();
+        let weight = self.tensor(&format!("{}.weight", naming.patches()))?;
         let weight = weight.reshape((config.hidden_size, ()))?;
-        let bias = self.var(&format!("{}.bias", naming.patches()))?.as_tensor();
-        let patches = pixels.matmul(&weight.t()?)?.broadcast_add(bias)?;
+        let bias = self.tensor(&format!("{}.bias", naming.patches()))?;
+        let patches = pixels.matmul(&weight.t()?)?.broadcast_add(&bias)?;
         let patches = patches.reshape((batch, config.patches(), config.hidden_size))?;
         let token = |name: &str| -> Result<Tensor> {
-            let token = self.var(name)?.as_tensor();
+            let token = self.tensor(name)?;
             Ok(token.broadcast_as((batch, 1, config.hidden_size))?.contiguous()?)
         };
         let mut parts = vec![token(naming.class_token())?];
@@ -249,7 +267,7 @@ impl Vit {
         }
         parts.push(patches);
         let x = Tensor::cat(&parts, 1)?;
-        let x = x.broadcast_add(self.var(naming.positions())?.as_tensor())?;
+        let x = x.broadcast_add(&self.tensor(naming.positions())?)?;
         Ok(x.reshape((batch * config.tokens(), config.hidden_size))?)
     }
 
@@ -278,10 +296,10 @@ impl Vit {
 
     /// `x Wᵀ + b` of `(tokens, in_features)`.
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let y = x.matmul(&self.var(&format!("{name}.weight"))?.as_tensor().t()?)?;
-        Ok(match self.weights.get(&format!("{name}.bias")) {
-            Some(bias) => y.broadcast_add(bias.as_tensor())?,
-            None => y,
+        let y = x.matmul(&self.tensor(&format!("{name}.weight"))?.t()?)?;
+        Ok(match self.parameters.get(&format!("{name}.bias")) {
+            Ok(bias) => y.broadcast_add(&bias.tensor())?,
+            Err(_) => y,
         })
     }
 
@@ -290,8 +308,8 @@ impl Vit {
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let normal = centred.broadcast_div(&(variance + self.config.norm_eps)?.sqrt()?)?;
-        let scaled = normal.broadcast_mul(self.var(&format!("{name}.weight"))?.as_tensor())?;
-        Ok(scaled.broadcast_add(self.var(&format!("{name}.bias"))?.as_tensor())?)
+        let scaled = normal.broadcast_mul(&self.tensor(&format!("{name}.weight"))?)?;
+        Ok(scaled.broadcast_add(&self.tensor(&format!("{name}.bias"))?)?)
     }
 }
 

@@ -49,11 +49,11 @@ pub trait Optimizer {
     /// What candle reports.
     fn save(&self, parameters: &Parameters) -> Result<Vec<(String, Tensor)>>;
 
-    /// Takes up what [`Optimizer::save`] gave; the state before is dropped.
+    /// Takes up what [`Optimizer::save`] gave; the state before is dropped. Parameters of which
+    /// nothing was saved start anew, and state of another shape is refused at the next step.
     ///
     /// # Errors
-    /// [`prune_core::Error::Shape`], [`prune_core::Error::UnknownTensor`] for state of another
-    /// model.
+    /// What candle reports.
     fn load(&mut self, parameters: &Parameters, state: &BTreeMap<String, Tensor>) -> Result<()>;
 }
 

@@ -1,3 +1,4 @@
+use super::network::positive;
 use super::{Activation, Network, Value};
 use crate::{Error, Result};
 
@@ -12,8 +13,9 @@ impl Network {
     /// projection shortcuts.
     ///
     /// # Errors
-    /// [`prune_core::Error::OutOfRange`] for another depth.
+    /// [`prune_core::Error::OutOfRange`] for another depth, or a width that is not above 0.
     pub fn resnet(depth: usize, width: f64, classes: usize) -> Result<Self> {
+        positive("width of a ResNet", width)?;
         if depth < 8 || !(depth - 2).is_multiple_of(6) {
             return Err(Error::out_of_range("depth of a ResNet", depth, "6 n + 2: 8, 20, 32, 56"));
         }
@@ -49,6 +51,7 @@ impl Network {
     /// # Errors
     /// [`prune_core::Error::OutOfRange`] for another depth.
     pub fn vgg(depth: usize, width: f64, classes: usize) -> Result<Self> {
+        positive("width of a VGG", width)?;
         let counts = match depth {
             11 => [1, 1, 2, 2, 2],
             13 => [2, 2, 2, 2, 2],

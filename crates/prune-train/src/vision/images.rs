@@ -158,11 +158,16 @@ impl Images {
     ///
     /// # Errors
     /// [`prune_core::Error::Shape`] for another number of channels;
-    /// [`prune_core::Error::OutOfRange`] for a deviation that is not above 0.
+    /// [`prune_core::Error::OutOfRange`] for a mean that is not finite or a deviation not above 0.
     pub fn normalised(mut self, mean: &[f32], deviation: &[f32]) -> Result<Self> {
         let channels = self.size.channels;
-        if mean.len() != channels || deviation.len() != channels {
-            return Err(Error::shape("channel means", &[mean.len()], &[channels]));
+        for (what, values) in [("channel means", mean), ("channel deviations", deviation)] {
+            if values.len() != channels {
+                return Err(Error::shape(what, &[values.len()], &[channels]));
+            }
+        }
+        if let Some(m) = mean.iter().find(|m| !m.is_finite()) {
+            return Err(Error::out_of_range("mean of a channel", m, "finite"));
         }
         if let Some(d) = deviation.iter().find(|d| !(**d > 0.0 && d.is_finite())) {
             return Err(Error::out_of_range("deviation of a channel", d, "finite and above 0"));

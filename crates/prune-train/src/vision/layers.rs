@@ -5,6 +5,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::conv::sum_of;
+use super::network::relu;
 use super::{Activation, Size};
 
 /// Mean and inverse deviation of each channel of one norm.
@@ -59,7 +60,7 @@ impl Moments {
                 // One loop for each activation, so that each vectorises.
                 match activation {
                     Activation::Linear => each(out, x, |x| x * a + b),
-                    Activation::Relu => each(out, x, |x| (x * a + b).max(0.0)),
+                    Activation::Relu => each(out, x, |x| relu(x * a + b)),
                     Activation::Relu6 => each(out, x, |x| (x * a + b).clamp(0.0, 6.0)),
                 }
             }

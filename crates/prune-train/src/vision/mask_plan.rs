@@ -195,12 +195,7 @@ impl Measure<'_> {
         let before = parameters.snapshot()?;
         let scores = match saliency {
             Saliency::Magnitude => self.each(|_, w| Ok(w.mapv(f32::abs))),
-            Saliency::Snip => {
-                let gradients = self.model.gradients(self.batch()?)?.1;
-                self.each(|layer, w| {
-                    Ok(snip(layer.as_str(), w.view(), of(&gradients, parameters, layer)?.view())?)
-                })
-            }
+            Saliency::Snip => self.snip(),
             Saliency::GraSp => self.grasp(&before),
             Saliency::SynFlow => self.synflow(),
             other => Err(Error::Layer {
@@ -228,6 +223,14 @@ impl Measure<'_> {
             score(&layer.id, array(weight.var())?)
         };
         self.layers.iter().map(weight).collect()
+    }
+
+    fn snip(&self) -> Result<Vec<ArrayD<f32>>> {
+        let gradients = self.model.gradients(self.batch()?)?.1;
+        self.each(|layer, w| {
+            let gradient = of(&gradients, self.model.parameters(), layer)?;
+            Ok(snip(layer.as_str(), w.view(), gradient.view())?)
+        })
     }
 
     fn grasp(&self, before: &[Tensor]) -> Result<Vec<ArrayD<f32>>> {
@@ -306,7 +309,10 @@ impl Measure<'_> {
 fn of(gradients: &Gradients, parameters: &Parameters, layer: &LayerId) -> Result<ArrayD<f32>> {
     let name = layer.weight_name();
     let gradient = parameters.number(&name).and_then(|n| gradients.get(n));
-    array(gradient.ok_or(Error::UnknownParameter(name))?)
+    array(gradient.ok_or_else(|| Error::Layer {
+        layer: layer.to_string(),
+        reason: "its weight has no gradient: is it frozen?".to_string(),
+    })?)
 }
 
 fn array(tensor: &Tensor) -> Result<ArrayD<f32>> {

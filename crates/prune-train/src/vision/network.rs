@@ -21,7 +21,7 @@ impl Activation {
     pub(super) fn of(self, x: f32) -> f32 {
         match self {
             Activation::Linear => x,
-            Activation::Relu => x.max(0.0),
+            Activation::Relu => relu(x),
             Activation::Relu6 => x.clamp(0.0, 6.0),
         }
     }
@@ -376,8 +376,9 @@ impl Network {
     /// rounded, at least 1.
     ///
     /// # Errors
-    /// [`Error::Layer`].
+    /// [`prune_core::Error::OutOfRange`] for a factor that is not above 0.
     pub fn scaled(&self, factor: f64) -> Result<Self> {
+        positive("factor of the widths", factor)?;
         let last = self.nodes.iter().rev().find_map(|n| n.op.name()).map(str::to_string);
         self.rebuilt(|name, full| match last.as_deref() == Some(name) {
             true => full,
@@ -485,4 +486,18 @@ impl Op {
 
 fn bad(layer: &str, reason: String) -> Error {
     Error::Layer { layer: layer.to_string(), reason }
+}
+
+/// max(x, 0); what is no number stays so.
+#[inline(always)]
+pub(super) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// An error unless `value` is finite and above 0.
+pub(super) fn positive(what: &str, value: f64) -> Result<()> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::out_of_range(what, value, "finite and above 0")),
+    }
 }

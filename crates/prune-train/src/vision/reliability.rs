@@ -7,8 +7,8 @@
 
 use prune_core::Seed;
 
-use super::{ImageBatch, Images, VisionModel};
-use crate::{Dataset, Result, Tally, cross_entropy};
+use super::{ImageBatch, Images, Size, VisionModel};
+use crate::{Dataset, Error, Result, Tally, cross_entropy};
 
 /// A prediction: the probability of the most probable class, and whether it is right.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,13 +22,16 @@ pub struct Prediction {
 /// The predictions of a model for all images of a set.
 ///
 /// # Errors
-/// What the model and the data report.
+/// [`prune_core::Error::Shape`] for images of another size than the model's;
+/// [`prune_core::Error::NotFinite`] for a logit; what the data report.
 pub fn predictions(model: &VisionModel, images: &Images, batch: usize) -> Result<Vec<Prediction>> {
+    check_size(model, images)?;
     let mut all = Vec::with_capacity(images.len());
     let samples: Vec<usize> = (0..images.len()).collect();
     for samples in samples.chunks(batch.max(1)) {
         let batch = images.plain(samples)?;
         let logits = model.logits(&batch.pixels)?;
+        prune_core::check_finite("logits", &logits)?;
         for (row, label) in logits.chunks(model.classes()).zip(&batch.labels) {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = row.iter().map(|l| f64::from(l - max).exp()).sum();
@@ -79,7 +82,7 @@ pub fn detection(known: &[Prediction], unknown: &[Prediction]) -> f64 {
     // Mann and Whitney, with the mean rank for ties.
     let (mut ranks, mut at) = (0.0, 0);
     while at < all.len() {
-        let end = at + all[at..].iter().take_while(|p| p.0 == all[at].0).count();
+        let end = at + all[at..].iter().take_while(|p| p.0.total_cmp(&all[at].0).is_eq()).count();
         let rank = (at + end + 1) as f64 / 2.0;
         ranks += rank * all[at..end].iter().filter(|p| p.1).count() as f64;
         at = end;
@@ -110,13 +113,15 @@ pub enum Disturbance {
 /// The loss and accuracy of a model on disturbed images, which stay within full brightness.
 ///
 /// # Errors
-/// What the model and the data report.
+/// [`prune_core::Error::Shape`] for images of another size than the model's; what the model and the
+/// data report.
 pub fn disturbed(
     model: &VisionModel,
     images: &Images,
     disturbance: Disturbance,
     batch: usize,
 ) -> Result<Tally> {
+    check_size(model, images)?;
     let samples: Vec<usize> = (0..images.len()).collect();
     let mut sum = Tally::default();
     for (number, samples) in samples.chunks(batch.max(1)).enumerate() {
@@ -147,6 +152,17 @@ pub fn disturbed(
         sum = sum + cross_entropy(&logits, model.classes(), &batch.labels, 0.0)?.0;
     }
     Ok(sum)
+}
+
+fn check_size(model: &VisionModel, images: &Images) -> Result<()> {
+    let network = model.network();
+    match network.size(network.input()) {
+        Some(size) if size != images.size() => {
+            let dims = |s: Size| [s.channels, s.height, s.width];
+            Err(Error::shape("images", &dims(images.size()), &dims(size)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Moves every pixel by `change(index, channel)` within the range of its channel.
