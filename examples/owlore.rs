@@ -187,6 +187,7 @@ fn run(
         progress: Progress::Bar,
         ..TrainOptions::default()
     };
+    let trained = Cell::new(0);
     let mut trainer = Trainer::new(model, optimizer, options)?;
     let mode = match method {
         "owlore" => Some(SamplingMode::Score),
@@ -197,7 +198,6 @@ fn run(
         let weights = SamplingWeights::new(scores, mode)?;
         trainer = trainer.with_hook(BlockSampler::new(weights, args.active, args.period, seed)?);
     }
-    let trained = Cell::new(0);
     trainer = trainer.with_hook(|step: &mut StepContext<'_>| {
         trained.set(step.parameters.trained());
         Ok(())

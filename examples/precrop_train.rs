@@ -178,7 +178,7 @@ fn multiplications(network: &Network, masks: &Masks) -> usize {
     };
     let of = |c: LayerCount| {
         let weights = kept(&c.name).unwrap_or(c.weights);
-        if c.weights == 0 { 0 } else { weights * (c.multiplications / c.weights) }
+        c.multiplications.checked_div(c.weights).map_or(0, |places| weights * places)
     };
     network.counts().into_iter().map(of).sum()
 }

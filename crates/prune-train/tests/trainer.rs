@@ -229,15 +229,21 @@ fn divergence_is_an_error_with_its_step() {
     assert!(error.to_string().contains("lower the learning rate"), "{error}");
 }
 
-#[test]
-fn frozen_blocks_stay_and_lose_their_state() {
-    let (train, _) = digits();
+/// A layer a block, and a head.
+fn four_blocks() -> Network {
     let mut net = Network::new([1, 8, 8]).unwrap();
     let mut x = net.input();
     for i in 0..4 {
         x = net.linear(&format!("blocks.{i}.fc"), x, 16, Default::default()).unwrap();
     }
     net.linear("head", x, 10, Default::default()).unwrap();
+    net
+}
+
+#[test]
+fn frozen_blocks_stay_and_lose_their_state() {
+    let (train, _) = digits();
+    let net = four_blocks();
     let model = net.build(Seed::new(0)).unwrap();
     let before = model.parameters().snapshot().unwrap();
     let weights = SamplingWeights::new(&[1.0; 4], SamplingMode::Uniform).unwrap();
@@ -261,12 +267,7 @@ fn frozen_blocks_stay_and_lose_their_state() {
 #[test]
 fn state_of_frozen_blocks_stays_where_it_is_asked_for() {
     let (train, _) = digits();
-    let mut net = Network::new([1, 8, 8]).unwrap();
-    let mut x = net.input();
-    for i in 0..4 {
-        x = net.linear(&format!("blocks.{i}.fc"), x, 16, Default::default()).unwrap();
-    }
-    net.linear("head", x, 10, Default::default()).unwrap();
+    let net = four_blocks();
     let state_after = |on_freeze| {
         let model = net.build(Seed::new(0)).unwrap();
         let weights = SamplingWeights::new(&[1.0; 4], SamplingMode::Uniform).unwrap();
