@@ -10,13 +10,13 @@
 //!     --text train.txt --heldout test.txt --methods owlore --steps 50
 //! ```
 //!
-//! Peak memory is that of the process, which Linux resets between methods; elsewhere run one method
-//! at a time.
+//! Every method has a process to itself, whose peak memory is read from Linux.
 
 use std::cell::Cell;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use clap::Parser;
@@ -79,10 +79,48 @@ struct Args {
     /// Windows on which the outliers are counted.
     #[arg(long, default_value_t = 8)]
     calibration: usize,
+    /// The one method that this process runs.
+    #[arg(long, hide = true)]
+    only: Option<String>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    match &args.only {
+        Some(method) => println!("{}", row(&args, method)?),
+        None => each_alone(&args)?,
+    }
+    Ok(())
+}
+
+/// Runs this program again for every method, so that none has the memory of another.
+fn each_alone(args: &Args) -> Result<()> {
+    println!(
+        "{:<10} {:>10} {:>12} {:>8} {:>9} {:>9} {:>8} {:>8}",
+        "method", "trained", "state", "loss", "held-out", "ppl", "s/step", "MiB"
+    );
+    let mut peaks: Vec<(&str, f64)> = Vec::new();
+    for method in &args.methods {
+        let own = std::env::args_os().skip(1);
+        let mut program = Command::new(std::env::current_exe()?);
+        let child = program.args(own).args(["--only", method]).stderr(Stdio::inherit()).output()?;
+        if !child.status.success() {
+            return Err(format!("{method}: {}", child.status).into());
+        }
+        let row = String::from_utf8(child.stdout)?;
+        print!("{row}");
+        let peak = row.split_whitespace().last().and_then(|mib| mib.parse().ok());
+        peaks.extend(peak.map(|peak| (method.as_str(), peak)));
+    }
+    if let Some((_, full)) = peaks.iter().find(|(method, _)| *method == "full") {
+        let shares = peaks.iter().map(|(method, peak)| format!("{method} {:.2}", peak / full));
+        println!("peak memory over that of full: {}", shares.collect::<Vec<_>>().join(", "));
+    }
+    Ok(())
+}
+
+/// Trains by one method.
+fn row(args: &Args, method: &str) -> Result<String> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let config = checkpoint.config()?;
     let tokenizer = Tokenizer::from_bytes(&fs::read(args.model.join("tokenizer.json"))?)?;
@@ -96,55 +134,40 @@ fn main() -> Result<()> {
     };
     let train = read(&args.text, args.steps * args.batch)?;
     let heldout = read(&args.heldout, args.heldout_windows)?;
-
     let scores = {
         let model = LlamaModel::new(&config, &checkpoint)?;
-        let text: String = fs::read_to_string(&args.text)?.chars().take(60_000).collect();
-        let ids = tokenizer.encode(&text)?;
-        let samples: Vec<&[u32]> = ids.chunks_exact(args.window).take(args.calibration).collect();
-        let start = Instant::now();
-        let scores = outlier_scores(&model, &checkpoint, &samples, 13.0)?;
-        println!(
-            "outliers of {} blocks, in % ({:.1} s): {}",
-            model.blocks(),
-            start.elapsed().as_secs_f64(),
-            scores.iter().map(|s| format!("{s:.3}")).collect::<Vec<_>>().join(" ")
-        );
-        scores
+        match method {
+            "owlore" => {
+                let text: String = fs::read_to_string(&args.text)?.chars().take(60_000).collect();
+                let ids = tokenizer.encode(&text)?;
+                let samples = ids.chunks_exact(args.window).take(args.calibration);
+                let samples: Vec<&[u32]> = samples.collect();
+                outlier_scores(&model, &checkpoint, &samples, 13.0)?
+            }
+            _ => vec![1.0; model.blocks()],
+        }
     };
-    println!(
-        "{:<10} {:>10} {:>12} {:>8} {:>9} {:>9} {:>8} {:>9} {:>8}",
-        "method", "trained", "state", "loss", "held-out", "ppl", "MiB", "x full", "s/step"
-    );
-    let mut full = None;
-    for method in &args.methods {
-        reset_peak();
-        let keep = method == "full-keep";
-        let activations = if keep { Activations::Keep } else { Activations::Recompute };
-        let mut model = TrainableLlama::load(&config, &checkpoint, activations)?;
-        if method == "lora" {
-            model = model.with_lora(LoraOptions::default(), Seed::new(args.seed))?;
-        }
-        let run = run(&args, &model, method, &scores, &train, &heldout)?;
-        if method.starts_with("full") && full.is_none() {
-            full = run.peak;
-        }
-        println!(
-            "{method:<10} {:>10} {:>12} {:>8.4} {:>9.4} {:>9.3} {:>8} {:>9} {:>8.2}",
-            run.trained,
-            run.state,
-            run.loss,
-            run.heldout,
-            run.heldout.exp(),
-            run.peak.map_or("?".to_string(), |p| p.to_string()),
-            match (run.peak, full) {
-                (Some(p), Some(f)) => format!("{:.2}", p as f64 / f as f64),
-                _ => String::new(),
-            },
-            run.seconds / args.steps.max(1) as f64,
-        );
+    if method == "owlore" {
+        let shown: Vec<String> = scores.iter().map(|s| format!("{s:.3}")).collect();
+        eprintln!("outliers of {} blocks, in %: {}", scores.len(), shown.join(" "));
     }
-    Ok(())
+    let keep = method == "full-keep";
+    let activations = if keep { Activations::Keep } else { Activations::Recompute };
+    let mut model = TrainableLlama::load(&config, &checkpoint, activations)?;
+    if method == "lora" {
+        model = model.with_lora(LoraOptions::default(), Seed::new(args.seed))?;
+    }
+    let run = run(args, &model, method, &scores, &train, &heldout)?;
+    Ok(format!(
+        "{method:<10} {:>10} {:>12} {:>8.4} {:>9.4} {:>9.3} {:>8.2} {:>8}",
+        run.trained,
+        run.state,
+        run.loss,
+        run.heldout,
+        run.heldout.exp(),
+        run.seconds / args.steps.max(1) as f64,
+        run.peak.map_or("?".to_string(), |p| p.to_string()),
+    ))
 }
 
 struct Run {
@@ -223,10 +246,4 @@ fn peak_mib() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib / 1024)
-}
-
-/// Forgets the peak so far, where the operating system can.
-fn reset_peak() {
-    // Without it the figure is the peak of all methods so far.
-    let _ = fs::write("/proc/self/clear_refs", "5");
 }
