@@ -19,7 +19,7 @@
 //! | the model of a checkpoint, of any family | [`load_model`] |
 //! | Llama, Mistral, Qwen2, Qwen3 | [`LlamaModel`], [`LlamaConfig`] |
 //! | BERT, RoBERTa and sentence encoders made of them | [`BertModel`], [`BertConfig`] |
-//! | ViT and DeiT, with gradients | [`Vit`], [`VitConfig`], [`VitNaming`] |
+//! | ViT and DeiT, with gradients, for a trainer too | [`Vit`], [`VitConfig`], [`VitNaming`] |
 //! | vectors of texts | [`SentenceEncoder`], [`SentenceOptions`] |
 //! | tokens through a KV cache, generation | [`Decoder`], [`Feed`], [`KvOrder`], [`Generation`], [`Sampling`] |
 //! | what a KV cache costs in quality | [`KvText`], [`KvKind`], [`KvEvaluation`], [`RecallTask`], [`RecallBench`] |
