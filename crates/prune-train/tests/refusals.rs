@@ -170,6 +170,19 @@ fn the_best_parameters_need_something_to_be_judged_on() {
 }
 
 #[test]
+fn a_loss_on_held_out_data_that_is_no_number_stops_training() {
+    let (train, heldout) = digits();
+    // Pixels near the largest f32.
+    let beyond = heldout.normalised(&[0.0], &[3e-39]).unwrap();
+    let model = cnn(0);
+    let options = TrainOptions { steps: 2, evaluate_every: 1, ..TrainOptions::default() };
+    let mut trainer = Trainer::new(&model, sgd(), options).unwrap();
+    let error = trainer.run(&train, Some(&beyond)).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Diverged { step: 0, .. }), "{error}");
+    assert!(error.to_string().contains("loss on held-out data"), "{error}");
+}
+
+#[test]
 fn a_log_is_whole_after_a_resumption() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
